@@ -19,7 +19,9 @@ class FitcoachTuneError(Exception):
 
     exit_code = 1
 
-    def __init__(self, what: str, *, where: str | None = None, hint: str | None = None, details: list[str] | None = None):
+    def __init__(
+        self, what: str, *, where: str | None = None, hint: str | None = None, details: list[str] | None = None
+    ):
         super().__init__(what)
         self.what = what
         self.where = where

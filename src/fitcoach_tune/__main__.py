@@ -1,0 +1,5 @@
+"""`python -m fitcoach_tune`, as `torchrun -m` needs it."""
+
+from fitcoach_tune.cli import main
+
+main()

@@ -1,0 +1,98 @@
+"""Plain torch: CPU, CUDA and MPS; under `torchrun`, torch's own DistributedDataParallel over its processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from fitcoach_tune.errors import DeviceError
+
+
+class TorchBackend:
+    """One process on one device; see `Backend` for the methods."""
+
+    groups = 1
+    static_shapes = False
+
+    def __init__(self, name: str, num_devices: int | None = None):
+        self.name = name
+        self.world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        if num_devices not in (None, self.world_size):
+            raise DeviceError(
+                f"{num_devices} devices were asked for, and this is {self.world_size} process(es) of one device each",
+                where=f"--num-devices {num_devices}",
+                hint=f"start it as `torchrun --nproc-per-node {num_devices} -m fitcoach_tune train …`",
+            )
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        self.device = torch.device(name, local) if name == "cuda" else torch.device(name)
+        if name == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.world_size > 1:
+            dist.init_process_group("nccl" if name == "cuda" else "gloo")
+        self.gradient_scale = float(self.world_size)  # DDP takes the mean over processes; the core wants the sum
+
+    @contextlib.contextmanager
+    def first_process_first(self) -> Iterator[None]:
+        if self.rank and self.world_size > 1:
+            dist.barrier()
+        try:
+            yield
+        finally:
+            if self.rank == 0 and self.world_size > 1:
+                dist.barrier()
+
+    def describe(self) -> str:
+        if self.name == "cuda":
+            kind = torch.cuda.get_device_name(self.device)
+        else:
+            kind = f"{platform.machine()} {self.name}, {torch.get_num_threads()} threads"
+        return f"{self.world_size} × {kind}" if self.world_size > 1 else kind
+
+    def place(self, model: nn.Module) -> None:
+        model.to(self.device)
+
+    def parallel(self, loss: nn.Module) -> nn.Module:
+        if self.world_size == 1:
+            return loss
+        return nn.parallel.DistributedDataParallel(loss, broadcast_buffers=False)
+
+    def unwrap(self, loss: nn.Module) -> nn.Module:
+        return loss.module if isinstance(loss, nn.parallel.DistributedDataParallel) else loss
+
+    def accumulating(self, loss: nn.Module, *, last: bool) -> AbstractContextManager:
+        return contextlib.nullcontext() if last or self.world_size == 1 else loss.no_sync()
+
+    def put(self, array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(self.device)
+
+    def fetch_sum(self, value: Tensor) -> float:
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return value.item()
+
+    def end_step(self) -> None:
+        pass
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().cpu().clone()
+
+    def peak_memory(self) -> int:
+        if self.name == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+    def close(self) -> None:
+        if self.world_size > 1:
+            dist.destroy_process_group()

@@ -1,0 +1,199 @@
+"""Every setting of the program with its default, its meaning and its check: the one source for YAML, flags and docs.
+
+A YAML file has these names as keys; a flag is the same name with hyphens. Flags win over the file, the file over the
+defaults. Unknown keys and bad values are reported all at once, each with the nearest valid name.
+"""
+
+from __future__ import annotations
+
+import difflib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from fitcoach_tune.errors import ConfigError
+
+Device = Literal["auto", "tpu", "cuda", "mps", "cpu", "xla-cpu"]
+ORIGINAL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+class Config(BaseModel):
+    """The settings of one experiment, shared by all verbs. Frozen: what a run used is what its file says."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    # Base model
+    model: str = Field("google/functiongemma-270m-it", description="Base model: a Hub id, a folder, or 'offline'.")
+    model_revision: str | None = Field(None, description="Branch, tag or commit of the base model on the Hub.")
+    dtype: Literal["bf16", "fp32"] = Field("bf16", description="Precision of the frozen base and of the arithmetic.")
+    device: Device = Field("auto", description="Where to run; auto takes the first there is of tpu, cuda, mps, cpu.")
+    num_devices: int | None = Field(None, ge=1, description="Devices to use; all by default.")
+    seed: int = Field(42, ge=0, description="Seed of the split, the adapter's start, the row order and dropout.")
+
+    # Data
+    dataset: str = Field(
+        "tengomucho/fitness-coach-function-calling",
+        description="Rows: a Hub dataset id, a .jsonl, .json or .parquet file, a saved dataset, or builtin:fitness.",
+    )
+    revision: str | None = Field(None, description="Branch, tag or commit of the dataset on the Hub.")
+    tools: str | None = Field(None, description="Tools for rows without their own: a JSON file or module:object.")
+    data: str | None = Field(None, description="Prepared set; by default one made under output/prepared.")
+    max_length: int = Field(512, ge=8, description="Longest row, in tokens.")
+    excess_length: Literal["error", "drop", "truncate"] = Field("error", description="What to do with longer rows.")
+    test_size: float = Field(0.3, gt=0, lt=1, description="Share of the rows that is held out.")
+    split: Literal["grouped", "random"] = Field(
+        "grouped",
+        description="How rows are held out: near-duplicates together and tools balanced, or plainly shuffled.",
+    )
+
+    # Adapter
+    lora_r: int = Field(32, ge=1, description="Rank of the LoRA update.")
+    lora_alpha: float = Field(64, gt=0, description="The LoRA update is scaled by alpha / r.")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the LoRA input.")
+    target_modules: tuple[str, ...] = Field(
+        ORIGINAL_TARGETS, min_length=1, description="Linear layers that get LoRA, comma-separated, or all-linear."
+    )
+
+    # Training
+    output_dir: str = Field("output/functiongemma-fitness-coach", description="Where the adapter and its records go.")
+    num_train_epochs: float = Field(3, gt=0, description="Passes over the training rows.")
+    max_steps: int = Field(-1, ge=-1, description="Optimizer steps; if positive, used instead of the epochs.")
+    per_device_train_batch_size: int = Field(4, ge=1, description="Rows per device and micro-batch.")
+    gradient_accumulation_steps: int = Field(2, ge=1, description="Micro-batches per optimizer step.")
+    learning_rate: float = Field(5e-5, gt=0, description="Peak learning rate.")
+    optim: Literal["adafactor", "adamw"] = Field("adafactor", description="Optimizer.")
+    lr_scheduler_type: Literal["constant", "cosine", "linear"] = Field("constant", description="Shape after warm-up.")
+    warmup_ratio: float = Field(0.0, ge=0, lt=1, description="Share of the steps over which the rate rises from 0.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 switches it off.")
+    report_to: Literal["none", "tensorboard", "trackio"] = Field("none", description="Where metrics go as well.")
+    price_per_hour: float | None = Field(None, ge=0, description="Price of the machine, to state what the run cost.")
+
+    # Evaluation and inference
+    per_device_eval_batch_size: int = Field(32, ge=1, description="Rows that are evaluated together.")
+    max_new_tokens: int = Field(128, ge=1, description="Longest answer, in tokens.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_targets(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("target_modules"), str):
+            names = tuple(part.strip() for part in values["target_modules"].split(",") if part.strip())
+            return {**values, "target_modules": names}
+        return values
+
+    @model_validator(mode="after")
+    def _max_steps_positive(self) -> Config:
+        if self.max_steps == 0:
+            raise ValueError("max_steps must be -1 (use the epochs) or at least 1")
+        return self
+
+    @property
+    def global_batch_note(self) -> str:
+        """The batch in words, without the device count that only the run knows."""
+        return f"{self.per_device_train_batch_size} per device × {self.gradient_accumulation_steps} micro-batches"
+
+
+def flag(name: str) -> str:
+    """The command-line spelling of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def presets() -> dict[str, Path]:
+    """The packaged configurations by name: in the wheel, or in `configs/` of a source checkout."""
+    packaged = Path(str(resources.files("fitcoach_tune"))) / "configs"
+    folder = packaged if packaged.is_dir() else Path(__file__).resolve().parents[2] / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_config(source: str | None = None, overrides: dict[str, Any] | None = None) -> Config:
+    """Read a YAML file (or packaged preset) and put the given flags over it.
+
+    Args:
+        source: a path, the name of a preset, or None for the defaults.
+        overrides: values by setting name; None means "not given".
+
+    Raises:
+        ConfigError: the file is missing or not a mapping, a key is unknown, or a value is bad; all problems at once.
+    """
+    from_file = _read_yaml(source) if source else {}
+    given = {name: value for name, value in (overrides or {}).items() if value is not None}
+    merged = {**from_file, **given}
+    try:
+        return Config(**merged)
+    except ValidationError as error:
+        problems = [_explain(item, given, source) for item in error.errors()]
+        raise ConfigError(
+            f"{len(problems)} setting{'s' * (len(problems) > 1)} cannot be used",
+            where=source if not given else None,
+            details=problems,
+            hint="correct these; `fitcoach-tune train --help` lists all settings with their defaults",
+        ) from None
+
+
+def _read_yaml(source: str) -> dict[str, Any]:
+    import yaml
+
+    known = presets()
+    path = Path(source).expanduser()
+    if not path.is_file() and source in known:
+        path = known[source]
+    try:
+        loaded = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_loader())
+    except OSError as error:
+        nearest = difflib.get_close_matches(source, known, 1)
+        raise ConfigError(
+            f"no such configuration ({error.strerror})",
+            where=f"--config {source}",
+            hint=f"{f'did you mean {nearest[0]}? ' if nearest else ''}give a file or one of {', '.join(known)}",
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise ConfigError(f"not readable as YAML: {' '.join(str(error).split())}", where=str(path)) from None
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
+        raise ConfigError("a configuration is a mapping of setting names to values", where=str(path))
+    return loaded
+
+
+def _loader() -> type:
+    """YAML's safe loader that refuses a key given twice and reads 5e-5 as the number it is (YAML 1.1 wants 5.0e-5)."""
+    import re
+
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def construct_mapping(self, node, deep=False):
+            seen = set()
+            for key, _ in node.value:
+                name = self.construct_object(key, deep=True)
+                if isinstance(name, str) and name in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"key {name!r} is given twice", key.start_mark)
+                if isinstance(name, str):
+                    seen.add(name)
+            return super().construct_mapping(node, deep)
+
+    Loader.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+    )
+    return Loader
+
+
+def _explain(item: dict, given: dict[str, Any], source: str | None) -> str:
+    name = str(item["loc"][0]) if item["loc"] else ""
+    if item["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(name, Config.model_fields, 1, cutoff=0.5)
+        return f"{name}: no such setting" + (f"; did you mean {nearest[0]}?" if nearest else "")
+    message = item["msg"].removeprefix("Value error, ")
+    if not name:
+        return message
+    place = flag(name) if name in given else f"{source}: {name}"
+    return f"{place}: {message[0].lower()}{message[1:]}, not {item['input']!r}"
+
+
+def to_yaml(config: Config) -> str:
+    """The whole configuration as YAML that `load_config` reads back to an equal one."""
+    import yaml
+
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

@@ -1,0 +1,70 @@
+"""What a person sees while the program works: notes and progress bars on stderr. Data goes to stdout, elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console as RichConsole
+
+Update = Callable[..., None]
+
+
+class Console:
+    """Notes and progress on stderr, or nothing if `quiet`."""
+
+    def __init__(self, quiet: bool = False):
+        self.quiet = quiet
+
+    @cached_property
+    def err(self) -> RichConsole:
+        from rich.console import Console as RichConsole
+
+        return RichConsole(stderr=True, quiet=self.quiet, highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """A line about what happens."""
+        self.err.print(text, style="dim", markup=False)
+
+    def warn(self, text: str) -> None:
+        """A line about something that the user should look at."""
+        self.err.print(f"warning: {text}", style="yellow", markup=False)
+
+    @contextmanager
+    def bar(self, title: str, total: int, unit: str = "rows") -> Iterator[Update]:
+        """A progress bar with rate and remaining time.
+
+        Yields a function: `update(done, **fields)` sets how much is done and what is shown behind the bar. Without a
+        terminal one line is printed at the end.
+        """
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = [
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[shown]}"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+        ]
+        interactive = self.err.is_terminal and not self.quiet
+        with Progress(*columns, console=self.err, disable=not interactive) as progress:
+            task = progress.add_task(title, total=total, shown="", rate="")
+
+            def update(done: int, **fields: object) -> None:
+                shown = "  ".join(f"{name} {value}" for name, value in fields.items())
+                speed = progress.tasks[0].finished_speed or progress.tasks[0].speed
+                progress.update(task, completed=done, shown=shown, rate=f"{speed:.1f} {unit}/s" if speed else "")
+                update.last = (done, shown)
+
+            update.last = (0, "")
+            yield update
+        if not interactive:
+            done, shown = update.last
+            self.note(f"{title}: {done} of {total} {unit}" + (f"  {shown}" if shown else ""))
+
+
+SILENT = Console(quiet=True)

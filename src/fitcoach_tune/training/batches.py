@@ -1,0 +1,140 @@
+"""Which rows stand in which batch, and how rows become the tensors of a packed batch. Host side only: NumPy.
+
+The order is a pure function of (seed, epoch), and a batch of (seed, epoch, step): nothing has to be remembered to
+continue a run, and the number of devices or micro-batches changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+PADDING_ROW = -1
+
+
+@dataclass(frozen=True)
+class TokenizedRow:
+    """One row as token ids.
+
+    Attributes:
+        input_ids: int32 [tokens], the whole row, `<bos>` included.
+        spans: supervised half-open ranges [start, end) of `input_ids`; never starting at 0.
+    """
+
+    input_ids: np.ndarray
+    spans: tuple[tuple[int, int], ...]
+
+    @property
+    def supervised(self) -> np.ndarray:
+        """int64 positions of the supervised tokens in `input_ids`."""
+        return np.concatenate([np.arange(start, end) for start, end in self.spans])
+
+    @property
+    def end(self) -> int:
+        """Tokens to feed: the last supervised token is only predicted, and nothing after it matters."""
+        return self.spans[-1][1] - 1
+
+
+@dataclass(frozen=True)
+class PackedBatch:
+    """A micro-batch for one process.
+
+    Attributes:
+        input_ids: int64 [G, P + R·S].
+        gather: int64 [N], indices into the flattened [G · (P + R·S)] positions whose states predict a supervised token.
+        targets: int64 [N], those tokens.
+        weights: float32 [N]; 0 for padding.
+        rows: R, rows per group; width: S, tokens per suffix.
+    """
+
+    input_ids: np.ndarray
+    gather: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    rows: int
+    width: int
+
+
+def epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:
+    """The shuffled row numbers of an epoch (counted from 0)."""
+    return np.random.default_rng([seed, epoch]).permutation(rows)
+
+
+def steps_per_epoch(rows: int, batch_size: int) -> int:
+    """Optimizer steps per epoch; the last, partial batch counts."""
+    return math.ceil(rows / batch_size)
+
+
+def batch_rows(rows: int, batch_size: int, seed: int, epoch: int, step: int) -> np.ndarray:
+    """The `batch_size` row numbers of a step in its epoch; a last partial batch is filled up with `PADDING_ROW`."""
+    chosen = epoch_order(rows, seed, epoch)[step * batch_size : (step + 1) * batch_size]
+    return np.pad(chosen, (0, batch_size - len(chosen)), constant_values=PADDING_ROW)
+
+
+def in_order(rows: int, batch_size: int) -> Iterator[np.ndarray]:
+    """All rows in their order, in padded batches: for evaluation."""
+    for start in range(0, rows, batch_size):
+        chosen = np.arange(start, min(start + batch_size, rows))
+        yield np.pad(chosen, (0, batch_size - len(chosen)), constant_values=PADDING_ROW)
+
+
+def supervised_count(data: Sequence[TokenizedRow], chosen: np.ndarray) -> int:
+    """Supervised tokens in these rows: what the summed loss of a step is divided by."""
+    return sum(end - start for i in chosen if i != PADDING_ROW for start, end in data[i].spans)
+
+
+def suffix_width(data: Sequence[TokenizedRow], prefix: int) -> int:
+    """The longest suffix of the set, in tokens."""
+    return max(row.end - prefix for row in data)
+
+
+def target_width(data: Sequence[TokenizedRow]) -> int:
+    """The most supervised tokens that a row has."""
+    return max(len(row.supervised) for row in data)
+
+
+def pack(
+    data: Sequence[TokenizedRow],
+    chosen: np.ndarray,
+    prefix: np.ndarray,
+    groups: int,
+    static: tuple[int, int] | None = None,
+) -> PackedBatch:
+    """Pack the rows `chosen` ([G · R], `PADDING_ROW` allowed) behind their shared `prefix` (int [P]).
+
+    Args:
+        static: (suffix width, targets per row) to pad to, where every batch must have the same shapes; by default no
+            wider than the batch needs.
+    """
+    per_group, start = len(chosen) // groups, len(prefix)
+    real = [data[i] for i in chosen if i != PADDING_ROW]
+    width = static[0] if static else max((row.end - start for row in real), default=1)
+    ids = np.zeros((groups, start + per_group * width), dtype=np.int64)
+    ids[:, :start] = prefix
+    gather, targets, weights = [], [], []
+    for slot, index in enumerate(chosen):
+        group, place = divmod(slot, per_group)
+        at = start + place * width
+        supervised = np.empty(0, dtype=np.int64)
+        if index != PADDING_ROW:
+            row = data[index]
+            ids[group, at : at + row.end - start] = row.input_ids[start : row.end]
+            supervised = row.supervised
+            targets.append(row.input_ids[supervised])
+        missing = static[1] - len(supervised) if static else 0
+        # The state before a token predicts it; padding points at the row's first position with weight 0.
+        base = group * ids.shape[1] + at
+        gather.append(np.concatenate([base + supervised - 1 - start, np.full(missing, base)]))
+        targets.append(np.zeros(missing, dtype=np.int64))
+        weights.append(np.repeat([1.0, 0.0], [len(supervised), missing]))
+    return PackedBatch(
+        ids,
+        np.concatenate(gather).astype(np.int64),
+        np.concatenate(targets).astype(np.int64),
+        np.concatenate(weights).astype(np.float32),
+        per_group,
+        width,
+    )

@@ -1,0 +1,145 @@
+"""What a run leaves for people: metrics as it goes, a picture of the loss, a README."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fitcoach_tune.errors import ConfigError, OutputError
+
+if TYPE_CHECKING:
+    from fitcoach_tune.config import Config
+    from fitcoach_tune.training.core import StepMetrics
+
+
+class Reporter:
+    """Writes a line a step to metrics.jsonl, and to TensorBoard or Trackio if asked to."""
+
+    def __init__(self, path: Path, config: Config):
+        self.path = path
+        self._tracker = _tracker(config, path.parent)
+
+    def __enter__(self) -> Reporter:
+        self._file = self.path.open("w", encoding="utf-8")
+        return self
+
+    def write(self, metrics: StepMetrics) -> None:
+        try:
+            self._file.write(json.dumps(metrics.as_dict()) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OutputError(f"cannot write: {error.strerror}", where=str(self.path), hint="make room") from None
+        if self._tracker:
+            self._tracker.log(metrics.as_dict(), metrics.step)
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+        if self._tracker:
+            self._tracker.close()
+
+
+class _TensorBoard:
+    def __init__(self, folder: Path, _: Config):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        for name, value in values.items():
+            if name != "step":
+                self._writer.add_scalar(f"train/{name}", value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Trackio:
+    def __init__(self, folder: Path, config: Config):
+        import trackio
+
+        self._run = trackio.init(project="fitcoach-tune", name=folder.name, config=config.model_dump(mode="json"))
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _tracker(config: Config, folder: Path) -> _TensorBoard | _Trackio | None:
+    if config.report_to == "none":
+        return None
+    try:
+        return {"tensorboard": _TensorBoard, "trackio": _Trackio}[config.report_to](folder, config)
+    except ImportError:
+        raise ConfigError(
+            f"{config.report_to} is not installed",
+            where=f"--report-to {config.report_to}",
+            hint=f"pip install {config.report_to}",
+        ) from None
+
+
+def plot_losses(history: Sequence[StepMetrics], path: Path) -> None:
+    """Draw training and evaluation loss (nats per supervised token, logarithmic) over the steps into a PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.plot(
+        [m.step for m in history], [m.loss for m in history], color="#9bb7d4", linewidth=1.2, label="training, per step"
+    )
+    evaluated = [m for m in history if m.eval_loss is not None]
+    if evaluated:
+        axes.plot(
+            [m.step for m in evaluated],
+            [m.eval_loss for m in evaluated],
+            color="#c4472f",
+            marker="o",
+            markersize=4,
+            label="held-out rows, per epoch",
+        )
+    axes.set_yscale("log")
+    axes.set_xlabel("optimizer step")
+    axes.set_ylabel("cross-entropy per supervised token (nats)")
+    axes.grid(alpha=0.25, which="both")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    figure.savefig(path)
+
+
+def run_readme(record: dict[str, Any]) -> str:
+    """The README of a run directory: what it is, how it was made, how to use it."""
+    base, data, training, config = record["base"], record["data"], record["training"], record["config"]
+    evaluated = training["eval_losses"]
+    loss = f", {evaluated[-1]['eval_loss']:.4f} on the held-out rows" if evaluated else ""
+    return f"""# {Path(config["output_dir"]).name}
+
+A LoRA adapter (PEFT format) that turns what people say into function calls. Base model: `{base["name"]}`\
+{f" at `{base['revision']}`" if base["revision"] else ""}. Made with fitcoach-tune
+{record["versions"]["fitcoach_tune"]}.
+
+- Data: `{data["source"]["name"]}`, {data["rows"]["train"]} training and {data["rows"]["test"]} held-out rows.
+- Recipe: rank {config["lora_r"]}, alpha {config["lora_alpha"]:g} on {", ".join(config["target_modules"])}; \
+{training["trainable_parameters"]:,} parameters; {config["optim"]} at {config["learning_rate"]:g} \
+({config["lr_scheduler_type"]}), {training["steps"]} steps of {training["batch_size"]} rows. \
+All settings: `config.resolved.yaml`; all facts: `run.json`.
+- Loss: {training["first_loss"]:.4f} at the first step, {training["last_loss"]:.4f} at the last{loss} (`loss.png`).
+- LoRA dropout draws one mask for the prompt tokens that all rows share, not one per row.
+
+Ask it with `fitcoach-tune infer "How many steps?" --adapter {config["output_dir"]}`, or without this program:
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "{config["output_dir"]}"
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{{base model}}"), folder)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+```
+
+The weights are a derivative of Gemma and come under the Gemma Terms of Use: https://ai.google.dev/gemma/terms
+"""
