@@ -1,10 +1,16 @@
-"""What the tests share: tiny random Gemma 3 models, made on the spot."""
+"""What the tests share: tiny random Gemma 3 models made on the spot, the real tokenizer, and the real offline base."""
 
 from __future__ import annotations
 
 import os
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.pop("HF_TOKEN", None)  # no test may depend on, or leak, somebody's account
+
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,3 +46,80 @@ def tiny_gemma(*, vocab_size: int = 320, window: int = 512, layers: int = 3, see
 @pytest.fixture
 def make_tiny():
     return tiny_gemma
+
+
+@pytest.fixture(scope="session")
+def offline_base():
+    """The real 270M weights with the real tokenizer; unpacked once into the cache."""
+    from fitcoach_tune import models
+
+    return models.resolve(models.OFFLINE)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(offline_base):
+    from fitcoach_tune import models
+
+    return models.load_tokenizer(offline_base.path)
+
+
+@pytest.fixture(scope="session")
+def tiny_base(offline_base, tmp_path_factory):
+    """A model folder as a user would have one: a tiny random model over the whole vocabulary, with the real tokenizer."""
+    from fitcoach_tune import functiongemma, models
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_gemma(vocab_size=262144, layers=2).save_pretrained(folder)
+    models.copy_tokenizer(offline_base.path, folder, functiongemma.chat_template())
+    return folder
+
+
+def tool(name: str, **properties: dict) -> dict:
+    """A tool's schema; every property is required."""
+    parameters = {"type": "object", "properties": properties, "required": list(properties)}
+    return {"type": "function", "function": {"name": name, "description": f"Does {name}.", "parameters": parameters}}
+
+
+def conversation(query: str, *calls: tuple[str, dict], text: str | None = None) -> list[dict]:
+    """Developer, user and an assistant that calls, or answers in words."""
+    from fitcoach_tune.functiongemma import TRIGGER
+
+    answer: dict = {"role": "assistant", "content": text or ""}
+    if calls:
+        answer["tool_calls"] = [{"type": "function", "function": {"name": n, "arguments": a}} for n, a in calls]
+    return [{"role": "developer", "content": TRIGGER}, {"role": "user", "content": query}, answer]
+
+
+STEPS, SLEEP = tool("get_steps"), tool("get_sleep", days={"type": "integer", "description": "How many days back."})
+
+
+@pytest.fixture
+def rows_file(tmp_path):
+    """Twenty small rows over two tools, one with an argument."""
+    path = tmp_path / "rows.jsonl"
+    words = "alpha bravo charlie delta echo foxtrot golf hotel india juliet".split()
+    rows = []
+    for i, word in enumerate(words):
+        rows.append(conversation(f"walking {word} count {word * 2}?", ("get_steps", {})))
+        rows.append(conversation(f"{word} nights of rest, {word * 3}", ("get_sleep", {"days": i})))
+    path.write_text("".join(json.dumps({"messages": m, "tools": [STEPS, SLEEP]}) + "\n" for m in rows))
+    return path
+
+
+@pytest.fixture
+def run_cli(tmp_path):
+    """Run the program as a user does, in an own process and folder; returns the finished process."""
+
+    def run(*arguments: str, cwd: Path = tmp_path, check: bool = False, **environment: str):
+        done = subprocess.run(
+            [sys.executable, "-m", "fitcoach_tune", *map(str, arguments)],
+            cwd=cwd,
+            env={**os.environ, "COLUMNS": "120", **environment},
+            capture_output=True,
+            text=True,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
+        return done
+
+    return run

@@ -7,16 +7,22 @@ defaults. Unknown keys and bad values are reported all at once, each with the ne
 from __future__ import annotations
 
 import difflib
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fitcoach_tune.errors import ConfigError
 
 Device = Literal["auto", "tpu", "cuda", "mps", "cpu", "xla-cpu"]
 ORIGINAL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+_PLAIN_FLOAT = (
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
+    list("-+0123456789"),
+)
 
 
 class Config(BaseModel):
@@ -83,11 +89,19 @@ class Config(BaseModel):
             return {**values, "target_modules": names}
         return values
 
-    @model_validator(mode="after")
-    def _max_steps_positive(self) -> Config:
-        if self.max_steps == 0:
-            raise ValueError("max_steps must be -1 (use the epochs) or at least 1")
-        return self
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_booleans(cls, value: Any) -> Any:
+        if isinstance(value, bool):  # which would pass for 0 or 1; YAML reads `no` and `on` as one
+            raise ValueError("must be a number or a text")
+        return value
+
+    @field_validator("max_steps")
+    @classmethod
+    def _some_steps(cls, value: int) -> int:
+        if value == 0:
+            raise ValueError("must be -1 (use the epochs) or at least 1")
+        return value
 
     @property
     def global_batch_note(self) -> str:
@@ -159,8 +173,6 @@ def _read_yaml(source: str) -> dict[str, Any]:
 
 def _loader() -> type:
     """YAML's safe loader that refuses a key given twice and reads 5e-5 as the number it is (YAML 1.1 wants 5.0e-5)."""
-    import re
-
     import yaml
 
     class Loader(yaml.SafeLoader):
@@ -174,21 +186,17 @@ def _loader() -> type:
                     seen.add(name)
             return super().construct_mapping(node, deep)
 
-    Loader.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
-    )
+    Loader.add_implicit_resolver(*_PLAIN_FLOAT)
     return Loader
 
 
 def _explain(item: dict, given: dict[str, Any], source: str | None) -> str:
-    name = str(item["loc"][0]) if item["loc"] else ""
+    name = str(item["loc"][0])
+    place = flag(name) if name in given else f"{source}: {name}"
     if item["type"] == "extra_forbidden":
         nearest = difflib.get_close_matches(name, Config.model_fields, 1, cutoff=0.5)
-        return f"{name}: no such setting" + (f"; did you mean {nearest[0]}?" if nearest else "")
+        return f"{place}: no such setting" + (f"; did you mean {nearest[0]}?" if nearest else "")
     message = item["msg"].removeprefix("Value error, ")
-    if not name:
-        return message
-    place = flag(name) if name in given else f"{source}: {name}"
     return f"{place}: {message[0].lower()}{message[1:]}, not {item['input']!r}"
 
 
@@ -196,4 +204,8 @@ def to_yaml(config: Config) -> str:
     """The whole configuration as YAML that `load_config` reads back to an equal one."""
     import yaml
 
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    class Dumper(yaml.SafeDumper):
+        """Quotes a text that the loader would take for a number, such as the revision 12e45."""
+
+    Dumper.add_implicit_resolver(*_PLAIN_FLOAT)
+    return yaml.dump(config.model_dump(mode="json"), Dumper=Dumper, sort_keys=False, allow_unicode=True)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +91,15 @@ def write_atomic(path: Path, content: str | bytes) -> None:
         staged.replace(path)
         _sync_directory(path.parent)
     except OSError as error:
-        staged.unlink(missing_ok=True)
         raise _output_error(error, path) from None
+    finally:
+        with contextlib.suppress(
+            OSError
+        ):  # gone after a success; and where nothing can be written, nor can it be removed
+            staged.unlink()
 
 
-@contextmanager
+@contextlib.contextmanager
 def atomic_directory(path: Path) -> Iterator[Path]:
     """A new folder to fill; it takes the place of `path` when the block ends well, and vanishes when it does not.
 
@@ -125,10 +129,18 @@ def atomic_directory(path: Path) -> Iterator[Path]:
 
 def _swap_in(staged: Path, path: Path) -> None:
     if path.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".replaced", dir=path.parent))
-        path.rename(old / path.name)
-        staged.rename(path)
-        shutil.rmtree(old)
+        aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".replaced", dir=path.parent))
+        old = aside / path.name
+        try:
+            path.rename(old)
+            staged.rename(path)
+        except BaseException:
+            if old.exists() and not path.exists():
+                old.rename(path)
+            with contextlib.suppress(OSError):
+                aside.rmdir()
+            raise
+        shutil.rmtree(aside)
     else:
         staged.rename(path)
     _sync_directory(path.parent)

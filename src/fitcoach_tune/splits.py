@@ -18,12 +18,19 @@ NEAR = 0.9
 # In a bucket of candidates each text is compared with this many neighbours, so that the cost stays linear.
 _NEIGHBOURS = 20
 _LISTED = 10
+_APOSTROPHES = "'\u2018\u2019\u02bc"
 
 
 def normalise(text: str) -> str:
-    """A text without case, punctuation, accents' encoding and extra space: what makes two questions the same."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join("".join(c if c.isalnum() else " " for c in folded).split())
+    """A text without case, punctuation, accents' encoding and extra space: what makes two questions the same.
+
+    An apostrophe splits no word, and vowel signs, which no one code point may hold with their letter, stay.
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    kept = (
+        c if c.isalnum() or unicodedata.category(c).startswith("M") else " " for c in folded if c not in _APOSTROPHES
+    )
+    return " ".join("".join(kept).split())
 
 
 def question(example: Example) -> str:
@@ -67,7 +74,7 @@ def group_near_duplicates(texts: Sequence[str]) -> np.ndarray:
             for j in members[place + 1 : place + 1 + _NEIGHBOURS]:
                 if root(i) != root(j) and Indel.normalized_similarity(texts[i], texts[j], score_cutoff=NEAR) >= NEAR:
                     parent[max(root(i), root(j))] = min(root(i), root(j))
-    return np.array([root(i) for i in range(len(texts))])
+    return np.array([root(i) for i in range(len(texts))], dtype=np.int64)
 
 
 def split(
@@ -77,7 +84,7 @@ def split(
 
     Args:
         kind: `grouped`, or `random` for a plain shuffle with the result of `datasets.Dataset.train_test_split`.
-        test_size: share of the rows that is held out, between 0 and 1.
+        test_size: share of the rows that is held out, between 0 and 1; one row at least stays to train on.
     """
     texts = [normalise(question(e)) for e in examples]
     labels = [label(e) for e in examples]
@@ -89,13 +96,16 @@ def split(
 
 def _random(rows: int, test_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     order = np.random.default_rng(seed).permutation(rows)
-    held_out = math.ceil(test_size * rows)
+    held_out = min(math.ceil(test_size * rows), max(rows - 1, 0))
     return order[held_out:], order[:held_out]
 
 
 def _grouped(groups: np.ndarray, labels: list[str], test_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Whole groups go to the test side in shuffled order while their label still lacks held-out rows."""
-    wanted = {name: round(test_size * count) for name, count in Counter(labels).items()}
+    """Whole groups go to the test side in shuffled order while their label still lacks held-out rows.
+
+    At least one row of each label is left to train on.
+    """
+    wanted = {name: min(round(test_size * count), count - 1) for name, count in Counter(labels).items()}
     members: dict[int, list[int]] = defaultdict(list)
     for row, group in enumerate(groups.tolist()):
         members[group].append(row)

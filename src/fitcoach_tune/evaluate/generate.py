@@ -93,7 +93,7 @@ class Generator:
         use_layouts(model)
         self.model = model
         self.device = model.lm_head.weight.device
-        self._warm: tuple[tuple[int, ...], dict[int, tuple[Tensor, Tensor]]] = ((), {})
+        self._warm: tuple[tuple[int, ...], dict[int, tuple[Tensor, Tensor]]] = ((), self._empty())
 
     @torch.inference_mode()
     def warm(self, prefix: Sequence[int]) -> None:
@@ -134,9 +134,6 @@ class Generator:
             ValueError: a prompt does not start with the warm prefix.
         """
         head, shared = self._warm
-        if not self._warm[1]:
-            self.warm(())
-            head, shared = self._warm
         tails = [list(p[len(head) :]) for p in prompts]
         if any(tuple(p[: len(head)]) != head or not tail for p, tail in zip(prompts, tails, strict=True)):
             raise ValueError("every prompt must be longer than the warm prefix and start with it")

@@ -95,10 +95,10 @@ def _same_calls(calls: Sequence[Call], gold: Sequence[Call]) -> bool:
     """Equal as multisets: each gold call is used up by one that equals it."""
     left = list(gold)
     for call in calls:
-        match = next((g for g in left if g.name == call.name and same_value(g.arguments, call.arguments)), None)
-        if match is None:
+        equal = (i for i, g in enumerate(left) if g.name == call.name and same_value(g.arguments, call.arguments))
+        if (match := next(equal, None)) is None:
             return False
-        left.remove(match)
+        del left[match]  # by place: list.remove would take the first that Python calls equal, and True == 1 there
     return not left
 
 
