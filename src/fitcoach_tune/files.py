@@ -93,9 +93,8 @@ def write_atomic(path: Path, content: str | bytes) -> None:
     except OSError as error:
         raise _output_error(error, path) from None
     finally:
-        with contextlib.suppress(
-            OSError
-        ):  # gone after a success; and where nothing can be written, nor can it be removed
+        # Gone already after a success; and where nothing can be written, the clean-up fails as well.
+        with contextlib.suppress(OSError):
             staged.unlink()
 
 

@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitcoach_tune import files, functiongemma
+from fitcoach_tune import files, functiongemma, hub
 from fitcoach_tune.errors import AccessError, ConfigError, MismatchError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 OFFLINE = "offline"
-_OFFLINE_HINT = "--config offline needs no account and no Hub"
 _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -64,64 +63,8 @@ def resolve(name: str, revision: str | None = None, on_progress: Callable[[str],
         return Base(name, None, folder)
     if name.startswith((".", "/", "~")) or name.count("/") != 1:
         raise ConfigError("no such folder, and not a Hub id of the form owner/name", where=f"--model {name}")
-    path = download(name, revision, _MODEL_FILES, what="model")
+    path = hub.download(name, revision, _MODEL_FILES, what="model")
     return Base(name, path.name, path)
-
-
-def download(repo_id: str, revision: str | None, patterns: list[str], *, what: str) -> Path:
-    """Download (or find in the cache) the files of a Hub repository that match; returns the snapshot folder.
-
-    The folder's name is the resolved commit.
-
-    Raises:
-        AccessError: says which of not found, not logged in, licence not accepted or no network it is.
-    """
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
-    except Exception as error:
-        raise access_error(error, repo_id, revision, what) from None
-
-
-def access_error(error: Exception, repo_id: str, revision: str | None, what: str) -> Exception:
-    """Turn a failure of the Hub's client into an `AccessError` that says what to do; other errors come back
-    unchanged.
-    """
-    from huggingface_hub import errors as hub
-    from huggingface_hub import get_token
-
-    where = f"{what} {repo_id}" + (f"@{revision}" if revision else "")
-    page = f"https://huggingface.co/{'datasets/' if what == 'dataset' else ''}{repo_id}"
-    also = f", or use {_OFFLINE_HINT}" if what == "model" else ""
-    status = getattr(getattr(error, "response", None), "status_code", None)
-    if isinstance(error, hub.GatedRepoError | hub.RepositoryNotFoundError) and not get_token():
-        gated = isinstance(error, hub.GatedRepoError)
-        why = (
-            f"it is gated, and you are not logged in: accept its licence at {page}" if gated else "not found on the Hub"
-        )
-        then = "run `hf auth login`" if gated else "check the name; if it is private, run `hf auth login`"
-        return AccessError(why, where=where, hint=then + also)
-    if isinstance(error, hub.GatedRepoError):
-        return AccessError(
-            "you are logged in, but its licence is not accepted yet", where=where, hint=f"accept it at {page}{also}"
-        )
-    if isinstance(error, hub.RevisionNotFoundError):
-        return AccessError("the Hub has no such branch, tag or commit of it", where=where, hint=f"look at {page}")
-    if isinstance(error, hub.RepositoryNotFoundError):
-        return AccessError(
-            "not found on the Hub, or your token may not read it", where=where, hint=f"look at {page}{also}"
-        )
-    if isinstance(error, hub.HFValidationError):
-        return ConfigError("not a valid Hub id (owner/name)", where=where)
-    offline = isinstance(error, hub.LocalEntryNotFoundError | hub.OfflineModeIsEnabled | ConnectionError)
-    if offline or (status is None and "httpx" in type(error).__module__):
-        return AccessError(
-            "there is no network to the Hub, and no copy in the cache", where=where, hint=f"connect and try again{also}"
-        )
-    if status is not None:
-        return AccessError(f"the Hub answered with HTTP {status}", where=where, hint=f"try again later{also}")
-    return error
 
 
 def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:

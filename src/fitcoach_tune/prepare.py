@@ -306,7 +306,6 @@ def prepare(config: Config, ui: Console = SILENT, target: Path | None = None) ->
         for row in tokenize(examples, tokenizer):
             rows.append(row)
             update(len(rows))
-    lengths = np.array([len(row.input_ids) for row in rows])
     kept = fit_length(rows, config.max_length, config.excess_length, examples)
     examples = [cut(examples[row.example], len(row.spans)) for row in kept]
     kept = [replace(row, example=i) for i, row in enumerate(kept)]
@@ -325,7 +324,7 @@ def prepare(config: Config, ui: Console = SILENT, target: Path | None = None) ->
             "template": "project" if make_renderer(tokenizer) is functiongemma.render else "model",
         },
         "rows": {"read": len(rows), "dropped": len(rows) - len(kept), "train": len(parts[0]), "test": len(parts[1])},
-        "tokens": _token_counts(kept, lengths),
+        "tokens": _token_counts(kept),
         "prefix": {
             "tokens": (size := common_prefix(kept)),
             "sha256": files.sha256_json(kept[0].input_ids[:size].tolist()),
@@ -351,11 +350,11 @@ def source_changed(prepared: PreparedSet, config: Config) -> bool:
     return path.is_file() and files.sha256_file(path) != prepared.manifest["source"]["sha256"]
 
 
-def _token_counts(rows: Sequence[TokenizedRow], lengths: np.ndarray) -> dict[str, Any]:
+def _token_counts(rows: Sequence[TokenizedRow]) -> dict[str, Any]:
+    lengths = np.array([len(row.input_ids) for row in rows])
     p50, p95 = (int(v) for v in np.percentile(lengths, [50, 95]))
     supervised = sum(len(row.supervised) for row in rows)
-    total = int(sum(len(row.input_ids) for row in rows))
-    return {"total": total, "supervised": supervised, "p50": p50, "p95": p95, "max": int(lengths.max())}
+    return {"total": int(lengths.sum()), "supervised": supervised, "p50": p50, "p95": p95, "max": int(lengths.max())}
 
 
 def versions() -> dict[str, str]:

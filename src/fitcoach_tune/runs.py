@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitcoach_tune import files, models
+from fitcoach_tune import files, hub, models
 from fitcoach_tune.errors import AccessError, MismatchError
 from fitcoach_tune.training.names import CONFIG_NAME, WEIGHTS_NAME
 
@@ -68,7 +68,7 @@ def open_run(name: str) -> Run:
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise AccessError("no such folder", where=f"--adapter {name}", hint="train first, or name a finished run")
         repo_id, _, revision = name.partition("@")
-        path = models.download(repo_id, revision or None, _ADAPTER_FILES, what="adapter")
+        path = hub.download(repo_id, revision or None, _ADAPTER_FILES, what="adapter")
     if not (path / CONFIG_NAME).is_file() or not (path / WEIGHTS_NAME).is_file():
         raise MismatchError(
             "this folder holds no finished adapter", where=str(path), hint="train to the end, or name another folder"

@@ -66,7 +66,9 @@ def test_a_new_adapter_changes_nothing_and_starts_as_peft_starts(make_tiny):
     attach(model, targets=["all-linear"])
     assert torch.equal(model(input_ids=IDS).logits, expected)
     layers = dict(adapter.lora_layers(model))
-    assert {name.rsplit(".", 1)[-1] for name in layers} == set("q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split())
+    assert {name.rsplit(".", 1)[-1] for name in layers} == set(
+        "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
+    )
     for layer in layers.values():
         bound = (6 / (1 + 5) / layer.base.in_features) ** 0.5  # Kaiming uniform with a = √5
         assert 0.8 * bound < layer.lora_A.abs().max() <= bound
@@ -86,7 +88,9 @@ def test_the_start_is_a_function_of_the_seed(make_tiny):
 def spoil_keys(folder):
     """The known FSDP bug: wrapper names in the keys, which PEFT ignores, so that the base answers alone."""
     tensors = load_file(folder / adapter.WEIGHTS_NAME)
-    save_file({k.replace("layers.", "layers._orig_module."): v for k, v in tensors.items()}, folder / adapter.WEIGHTS_NAME)
+    save_file(
+        {k.replace("layers.", "layers._orig_module."): v for k, v in tensors.items()}, folder / adapter.WEIGHTS_NAME
+    )
 
 
 def zero_b(folder):

@@ -183,4 +183,6 @@ def test_bf16_follows_fp32(make_tiny):
     assert {p.dtype for p in rough.parameters} == {torch.float32}
     expected, losses = ([m.loss for m in run(t)] for t in (exact, rough))
     assert losses == pytest.approx(expected, rel=0.05)
-    assert {s.dtype for state in rough.optimizer.state.values() for k, s in state.items() if k != "step"} == {torch.float32}
+    assert {s.dtype for state in rough.optimizer.state.values() for k, s in state.items() if k != "step"} == {
+        torch.float32
+    }

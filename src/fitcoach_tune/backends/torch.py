@@ -18,6 +18,19 @@ from torch import Tensor, nn
 from fitcoach_tune.errors import DeviceError
 
 
+@contextlib.contextmanager
+def _stdout_to_stderr() -> Iterator[None]:
+    """gloo greets its peers on stdout, from C++; stdout is for data."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
 class TorchBackend:
     """One process on one device; see `Backend` for the methods."""
 
@@ -39,7 +52,8 @@ class TorchBackend:
         if name == "cuda":
             torch.cuda.set_device(self.device)
         if self.world_size > 1:
-            dist.init_process_group("nccl" if name == "cuda" else "gloo")
+            with _stdout_to_stderr():
+                dist.init_process_group("nccl" if name == "cuda" else "gloo")
         self.gradient_scale = float(self.world_size)  # DDP takes the mean over processes; the core wants the sum
 
     @contextlib.contextmanager

@@ -1,0 +1,165 @@
+"""Rows from anywhere, as `Example`s: the built-in set, JSON and Parquet files, saved datasets, the Hub.
+
+Three row forms are understood (conversations in `messages`; the flat `system, user, assistant, tools`; and
+`user_query, function_call`), each cell as a value or as its JSON text. Every complaint names the file and line, the
+field, and what to do; all rows are read before anything is raised.
+
+A row's way: `containers` (sources to rows) → `toolsets`, `columnar` (its tools; Arrow's artefacts) → `forms`,
+`messages` (rows to messages) → `Example`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from fitcoach_tune import functiongemma
+from fitcoach_tune.dataset.containers import open_rows
+from fitcoach_tune.dataset.forms import read_row
+from fitcoach_tune.dataset.toolsets import ToolCache
+from fitcoach_tune.errors import DataError
+from fitcoach_tune.functiongemma import Call
+from fitcoach_tune.strict_json import Flaw
+from fitcoach_tune.tool_checks import CallChecker
+from fitcoach_tune.tools import BUILTIN, read_tools
+
+__all__ = ["Example", "Source", "read_examples", "read_tools", "validate"]
+
+_LISTED = 10
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation that ends in what the model should say.
+
+    Attributes:
+        messages: `{"role": "developer" | "user" | "assistant" | "tool", "content": str}`; an assistant message may have
+            `tool_calls`, a list of `{"type": "function", "function": {"name": str, "arguments": dict}}`; a tool
+            message has `name`, and its content may be a dict.
+        tools: what may be called; the same list object for all rows whose tools are equal.
+        origin: where it came from: `rows.jsonl:12` (line), `rows.json[11]` or `user/set[train][11]` (index from 0).
+    """
+
+    messages: list[dict]
+    tools: list[dict]
+    origin: str
+
+    @property
+    def gold(self) -> list[Call]:
+        """The calls of the last assistant message; empty where it answers in text."""
+        last = next(message for message in reversed(self.messages) if message["role"] == "assistant")
+        return [Call(**call["function"]) for call in last.get("tool_calls", [])]
+
+    @property
+    def query(self) -> str:
+        """The text of the last user message."""
+        return next(message["content"] for message in reversed(self.messages) if message["role"] == "user")
+
+
+@dataclass(frozen=True)
+class Source:
+    """What was read, for manifests.
+
+    Attributes:
+        name: the source as it was given, without its revision.
+        revision: the commit of a Hub dataset, else None.
+        sha256: hash of a file's bytes; of a saved or Hub dataset's rows, each as JSON on a line.
+        rows: the number of examples.
+        notes: what was skipped or repaired, one sentence each.
+    """
+
+    name: str
+    revision: str | None
+    sha256: str
+    rows: int
+    notes: list[str] = field(default_factory=list)
+
+
+def read_examples(
+    source: str, *, tools: list[dict] | None = None, revision: str | None = None, split: str | None = None
+) -> tuple[list[Example], Source]:
+    """Reads all rows of `source`.
+
+    Args:
+        source: `builtin:fitness`; the path of a .jsonl, .json or .parquet file; a folder that
+            `datasets.save_to_disk` wrote; or a Hub dataset, `user/name` or `user/name@revision`. Without a network, a
+            Hub dataset is read as it was last loaded on this machine, which a note says.
+        tools: for rows that have none of their own.
+        revision: of a Hub dataset.
+        split: of a saved or Hub dataset with several; `train`, or the only one, if not given.
+
+    Raises:
+        DataError: the source cannot be read or some rows cannot be used. It then also lists what `validate` finds.
+        AccessError: a Hub dataset is not there, may not be read, or cannot be reached.
+        ConfigError: the Hub does not allow such an id.
+    """
+    if tools is None and source == BUILTIN:
+        tools = read_tools(BUILTIN)
+    counts: Counter[str] = Counter()
+    rows = open_rows(source, revision, split, counts)
+    cache = ToolCache(counts)
+    try:
+        shared = None if tools is None else cache.get(tools)
+    except Flaw as flaw:
+        raise DataError(str(flaw), where="the given tools", hint="correct the tool and run again") from None
+
+    examples: dict[int, Example] = {}  # by the row's position
+    problems: list[tuple[int, str]] = []
+    total = 0
+    for index, (origin, row) in enumerate(rows.items):
+        total += 1
+        try:
+            messages, own = read_row(row, shared, cache, columnar=rows.columnar, counts=counts)
+            examples[index] = Example(messages, own, origin)
+        except Flaw as flaw:
+            if not flaw.repeated:
+                problems.append((index, f"{origin}: {flaw}"))
+    if problems:
+        _refuse([*problems, *_check(examples.items())], total, where=source)
+    if not examples:
+        raise DataError("there are no rows in it", where=source, hint="give at least one row")
+    notes = [*rows.notes, *(f"{what}: {count}" for what, count in counts.items()), *cache.not_shown]
+    return list(examples.values()), Source(rows.name, rows.revision, rows.digest.hexdigest(), total, notes)
+
+
+def validate(examples: list[Example]) -> None:
+    """Checks that every example's tools and calls are sound and can be carried by the wire format.
+
+    Raises:
+        DataError: lists the first ten problems, each as `file:line: field: what`, and counts the rest.
+    """
+    if problems := list(_check(enumerate(examples))):
+        _refuse(problems, len(examples))
+
+
+def _refuse(problems: list[tuple[int, str]], rows: int, where: str | None = None) -> None:
+    """Raises one `DataError` for all problems, given as (the row's position, text)."""
+    lines = [line for _, line in sorted(problems, key=lambda problem: problem[0])]
+    what = f"{len(lines)} problem{'s' if len(lines) > 1 else ''} in {rows} row{'s' if rows != 1 else ''}"
+    if len(lines) > _LISTED:
+        lines[_LISTED:] = [f"… and {len(lines) - _LISTED} more"]
+    raise DataError(what, where=where, details=lines, hint="correct these rows and run again")
+
+
+def _check(examples: Iterable[tuple[int, Example]]) -> Iterator[tuple[int, str]]:
+    checker = CallChecker()
+    for position, example in examples:
+        for place, what in _problems(example, checker):
+            yield position, f"{example.origin}: {place}: {what}"
+
+
+def _problems(example: Example, checker: CallChecker) -> Iterator[tuple[str, str]]:
+    yield from checker.tool_problems(example.tools)
+    for place, message in enumerate(example.messages):
+        spot, content = f"messages[{place}]", message["content"]
+        if isinstance(content, dict):
+            # The format writes a result as it writes arguments, so the same values are out of its reach.
+            for problem in functiongemma.call_problems(Call(message["name"], content)):
+                yield f"{spot}.content", problem.removeprefix("arguments.")
+        elif token := functiongemma.find_control_token(content):
+            yield f"{spot}.content", f"the {message['role']} text contains the control token {token}; remove it"
+        for number, call in enumerate(message.get("tool_calls", [])):
+            function = call["function"]
+            for path, what in checker.call_problems(function["name"], function["arguments"], example.tools):
+                yield f"{spot}.tool_calls[{number}].{path}", what

@@ -1,0 +1,106 @@
+"""Downloads from the Hugging Face Hub, and its many failures as one clear error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fitcoach_tune.errors import AccessError, ConfigError
+
+_WITHOUT_HUB = {
+    "model": "use --config offline, which needs no account and no Hub",
+    "dataset": "use --dataset builtin:fitness, which needs no account and no Hub",
+    "adapter": "name the folder of a run on this machine",
+}
+
+
+def download(repo_id: str, revision: str | None, patterns: list[str], *, what: str) -> Path:
+    """Download (or find in the cache) the files of a Hub repository that match; returns the snapshot folder.
+
+    The folder's name is the resolved commit.
+
+    Args:
+        repo_id: `owner/name`.
+        revision: branch, tag or commit; the main branch if None.
+        patterns: of the files' names, such as `*.json`.
+        what: "model" or "adapter", for messages.
+
+    Raises:
+        AccessError: says which of not found, not logged in, licence not accepted or no network it is.
+        ConfigError: `repo_id` cannot be an id.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+    except Exception as error:
+        raise access_error(error, repo_id, revision, what) from None
+
+
+def access_error(error: Exception, repo_id: str, revision: str | None, what: str) -> Exception:
+    """Turn a failure of the Hub's client into an `AccessError` that says what to do.
+
+    Args:
+        error: what the client raised; its causes are looked at, too.
+        repo_id: what was asked for.
+        revision: of it.
+        what: "model", "dataset" or "adapter".
+
+    Returns:
+        the `AccessError`; a `ConfigError` where `repo_id` cannot be an id; `error` itself where access did not fail.
+    """
+    from huggingface_hub import errors
+
+    links = _causes(error)
+    status = _status(links)
+    where = f"{what} {repo_id}" + (f"@{revision}" if revision else "")
+    page = f"https://huggingface.co/{'datasets/' if what == 'dataset' else ''}{repo_id}"
+
+    def is_any(*kinds: type) -> bool:
+        return any(isinstance(link, kinds) for link in links)
+
+    if is_any(errors.GatedRepoError) and status == 401:
+        why, hint = "it is gated, and you are not logged in", f"accept its licence at {page} and run `hf auth login`"
+    elif is_any(errors.GatedRepoError):
+        why, hint = "you are logged in, but its licence is not accepted yet", f"accept it at {page}"
+    elif is_any(errors.RevisionNotFoundError):
+        return AccessError("the Hub has no such branch, tag or commit of it", where=where, hint=f"look at {page}")
+    # Without a login the Hub answers 401 for what does not exist, too; only a bad login is called by its name.
+    elif is_any(errors.RepositoryNotFoundError) or (status == 401 and "Invalid credentials" not in str(error)):
+        why, hint = "not found on the Hub, or it is private", f"look at {page}; if it is private, run `hf auth login`"
+    elif is_any(errors.HFValidationError):
+        return ConfigError("not a valid Hub id (owner/name)", where=where, hint="check its spelling")
+    elif status in (401, 403):
+        why, hint = "the Hub refuses your login", "check it with `hf auth whoami`"
+    elif status is not None:
+        why, hint = f"the Hub answered with HTTP {status}", "try again later"
+    elif is_unreachable(error):
+        why, hint = "there is no network to the Hub, and no copy in the cache", "connect and try again"
+    else:
+        return error
+    return AccessError(why, where=where, hint=f"{hint}, or {_WITHOUT_HUB[what]}")
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Whether a request got no answer: no network, a time-out, or offline mode (`HF_HUB_OFFLINE`)."""
+    from huggingface_hub import errors
+
+    links = _causes(error)
+    silent = (errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
+    # The client's HTTP library has changed its name before, and is nobody's dependency but the client's.
+    return _status(links) is None and any(
+        isinstance(link, silent) or type(link).__module__.startswith("httpx") for link in links
+    )
+
+
+def _causes(error: BaseException | None) -> list[BaseException]:
+    links: list[BaseException] = []
+    while error is not None and error not in links:
+        links.append(error)
+        error = error.__cause__
+    return links
+
+
+def _status(links: list[BaseException]) -> int | None:
+    """The HTTP status that the Hub answered with, if it answered."""
+    responses = (getattr(link, "response", None) for link in links)
+    return next((response.status_code for response in responses if response is not None), None)

@@ -1,0 +1,147 @@
+"""Strict JSON: what the standard parser lets through but readers disagree on is refused, and its place is named."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+MAX_DEPTH = 100
+"""Nesting beyond which a value is refused: far more than a call needs, far less than Python's stack."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_SURROGATE_TEXT = "half of a surrogate pair (\\ud800 to \\udfff) is not a character; write the whole character"
+
+
+class Flaw(Exception):
+    """One thing wrong with one value: a JSON text, a tool or a row.
+
+    Args:
+        field: the path inside it, such as `messages[2].content`; empty for the value as a whole.
+        what: what is wrong with it and what to do.
+        line: of a text that is not JSON at all; None where it is, but says something that it must not.
+        repeated: the same fault of a shared value was reported before.
+    """
+
+    def __init__(self, field: str, what: str, *, line: int | None = None, repeated: bool = False):
+        super().__init__(f"{field}: {what}" if field else what)
+        self.field = field
+        self.what = what
+        self.line = line
+        self.repeated = repeated
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """Stands in a parsed value for a part that is refused, so that its place can still be named."""
+
+    what: str
+
+
+def _object(pairs: list[tuple[str, object]]) -> object:
+    value = dict(pairs)
+    if len(value) == len(pairs):
+        return value
+    [(repeated, _)] = Counter(key for key, _ in pairs).most_common(1)
+    return _Refused(f"the key {quote(repeated)} stands twice in one object; keep one of them")
+
+
+def _integer(digits: str) -> object:
+    try:
+        return int(digits)
+    except ValueError:  # Python refuses integers of more than 4300 digits
+        return _Refused(f"a number of {len(digits)} digits is too long to be read")
+
+
+def decode_json(data: bytes | str) -> object:
+    """Parses JSON; what readers disagree on stays in the value for `find_flaw` to locate.
+
+    Args:
+        data: text, or UTF-8 without a byte-order mark.
+
+    Raises:
+        Flaw: it is not UTF-8, not JSON, or nested too deeply to be parsed.
+    """
+    try:
+        text = data if isinstance(data, str) else data.decode("utf-8")
+        return json.loads(text, object_pairs_hook=_object, parse_int=_integer)
+    except UnicodeDecodeError as error:
+        raise Flaw("", f"byte {error.start + 1} is not UTF-8; save the file as UTF-8") from None
+    except json.JSONDecodeError as error:
+        what = f"not valid JSON at column {error.colno}: {error.msg[0].lower()}{error.msg[1:]}"
+        raise Flaw("", what, line=error.lineno) from None
+    except RecursionError:
+        raise Flaw("", f"nested more than {MAX_DEPTH} levels deep") from None
+
+
+def find_flaw(value: object) -> Flaw | None:
+    """The first part of `value` that strict JSON cannot carry, or None.
+
+    Looks for repeated keys and overlong integers (left there by `decode_json`), numbers that are not finite, lone
+    surrogates, types that only a columnar format has (timestamps, bytes), and nesting beyond `MAX_DEPTH`.
+    """
+    found = _find_flaw(value, 0)
+    if found is None:
+        return None
+    parts, what = found
+    return Flaw("".join(reversed(parts)).removeprefix("."), what)
+
+
+def _find_flaw(value: object, depth: int) -> tuple[list[str], str] | None:
+    if isinstance(value, str):
+        return ([], _SURROGATE_TEXT) if _SURROGATE.search(value) else None
+    if value is None or isinstance(value, (bool, int)):
+        return None
+    if isinstance(value, float):
+        return None if math.isfinite(value) else ([], f"{value} is not a number that JSON has")
+    if isinstance(value, _Refused):
+        return [], value.what
+    if not isinstance(value, (dict, list)):
+        return [], f"a {type(value).__name__} is not a JSON value; store it as text"
+    if depth == MAX_DEPTH:
+        return [], f"nested more than {MAX_DEPTH} levels deep"
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    for key, inner in items:
+        if isinstance(key, str) and _SURROGATE.search(key):
+            return [], f"in a key: {_SURROGATE_TEXT}"
+        if found := _find_flaw(inner, depth + 1):
+            # The path is put together only on the way out: values without a flaw pay nothing for it.
+            found[0].append(f".{key}" if isinstance(key, str) else f"[{key}]")
+            return found
+    return None
+
+
+def parse_json(data: bytes | str) -> object:
+    """Parses text, or UTF-8, as strict JSON. Raises `Flaw`."""
+    value = decode_json(data)
+    if flaw := find_flaw(value):
+        raise flaw
+    return value
+
+
+def parse_cell(value: object, field: str) -> object:
+    """`value` itself, or what it says where it is a JSON text. Raises `Flaw` at `field`."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_json(value)
+    except Flaw as flaw:
+        raise Flaw(field, str(flaw)) from None
+
+
+def shorten(text: str, limit: int = 80) -> str:
+    """`text` cut to what an error message can quote."""
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def quote(text: str) -> str:
+    """`text` in quotes, escaped and cut to what an error message can hold."""
+    return repr(shorten(text))
+
+
+def kind(value: object) -> str:
+    """What JSON calls the type of `value`, with its article, for messages."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")

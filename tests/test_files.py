@@ -1,0 +1,333 @@
+"""Files are whole or absent, whatever fails: real full, read-only and refusing file systems."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import resource
+import shutil
+import subprocess
+from functools import partial
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fitcoach_tune import files
+from fitcoach_tune.errors import MismatchError, OutputError
+
+BIG = b"x" * (1 << 20)
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.name.startswith("."))
+
+
+@contextlib.contextmanager
+def umask(mask: int):
+    before = os.umask(mask)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path):
+    """A file system of 64 KiB over `folder`."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("a file system can be mounted by root only")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True, capture_output=True)
+
+
+@contextlib.contextmanager
+def full_disk(folder: Path):
+    with small_disk(folder):
+        yield lambda: contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def read_only_disk(folder: Path):
+    with small_disk(folder):
+
+        @contextlib.contextmanager
+        def refuse():
+            for mode in ("ro", "rw"):
+                subprocess.run(["mount", "-o", f"remount,{mode}", str(folder)], check=True, capture_output=True)
+                if mode == "ro":
+                    yield
+
+        yield refuse
+
+
+@contextlib.contextmanager
+def unwritable_folder(folder: Path):
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+
+    @contextlib.contextmanager
+    def refuse():
+        folder.chmod(0o555)
+        try:
+            yield
+        finally:
+            folder.chmod(0o755)
+
+    yield refuse
+
+
+@contextlib.contextmanager
+def limited_file_size(folder: Path):
+    @contextlib.contextmanager
+    def refuse():
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    yield refuse
+
+
+@pytest.fixture(params=[full_disk, read_only_disk, unwritable_folder, limited_file_size])
+def refusing(request, tmp_path):
+    """A folder and a context manager in which the operating system lets no 1 MiB file be written into it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    with request.param(folder) as refuse:
+        yield folder, refuse
+
+
+def test_write_atomic_leaves_the_old_file_when_the_system_refuses(refusing) -> None:
+    folder, refuse = refusing
+    path = folder / "run.json"
+    files.write_atomic(path, "old")
+    with refuse(), pytest.raises(OutputError, match="cannot write") as caught:
+        files.write_atomic(path, BIG)
+    assert caught.value.where == str(path)
+    assert caught.value.hint
+    assert path.read_text() == "old"
+    assert leftovers(folder) == []
+
+
+def test_atomic_directory_leaves_the_old_folder_when_the_system_refuses(refusing) -> None:
+    folder, refuse = refusing
+    path = folder / "set"
+    path.mkdir()
+    (path / "a").write_text("old")
+    with refuse(), pytest.raises(OutputError, match="cannot write"), files.atomic_directory(path) as staged:
+        (staged / "a").write_bytes(BIG)
+    assert (path / "a").read_text() == "old"
+    assert leftovers(folder) == []
+
+
+@pytest.mark.parametrize("place", ["file/under", "file/deeply/under", "n" * 300])
+@pytest.mark.parametrize("folder", [False, True])
+def test_an_impossible_place_is_an_output_error(tmp_path, place, folder) -> None:
+    (tmp_path / "file").write_text("no folder")
+    path = tmp_path / place
+    write = files.atomic_directory(path).__enter__ if folder else partial(files.write_atomic, path, "text")
+    with pytest.raises(OutputError, match="cannot write"):
+        write()
+    assert (tmp_path / "file").read_text() == "no folder"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("content", ["größer\n", b"\x00\xff", ""])
+def test_write_atomic_writes_makes_parents_and_follows_the_umask(tmp_path, content) -> None:
+    path = tmp_path / "a" / "b" / "file"
+    with umask(0o027):
+        for _ in range(2):  # the second time over an existing file
+            files.write_atomic(path, content)
+    assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+
+
+def test_write_atomic_puts_a_new_file_in_place_of_the_old(tmp_path) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+    with path.open() as reader:
+        files.write_atomic(path, "new")
+        assert reader.read() == "old"  # a reader that was there keeps a whole file
+    assert path.read_text() == "new"
+
+
+def test_atomic_directory_replaces_as_a_whole(tmp_path) -> None:
+    path = tmp_path / "set"
+    for name in ("first", "second"):
+        with files.atomic_directory(path) as staged:
+            (staged / "deep").mkdir()
+            (staged / "deep" / name).write_text(name)
+            assert not path.exists() or not (path / "deep" / name).exists()
+        assert [p.name for p in (path / "deep").iterdir()] == [name]
+    assert [p.name for p in tmp_path.iterdir()] == ["set"]
+
+
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
+@pytest.mark.parametrize("existing", [False, True])
+def test_atomic_directory_vanishes_when_the_block_raises(tmp_path, error, existing) -> None:
+    path = tmp_path / "set"
+    if existing:
+        path.mkdir()
+        (path / "old").touch()
+
+    def fill() -> None:
+        with files.atomic_directory(path) as staged:
+            (staged / "half").touch()
+            raise error
+
+    with pytest.raises(error):
+        fill()
+    assert [p.name for p in tmp_path.rglob("*")] == (["set", "old"] if existing else [])
+
+
+def test_atomic_directory_puts_the_old_folder_back_when_the_new_cannot_take_its_place(tmp_path) -> None:
+    path = tmp_path / "set"
+    path.mkdir()
+    (path / "old").write_text("kept")
+    with pytest.raises(OutputError, match="cannot write"), files.atomic_directory(path) as staged:
+        staged.rmdir()  # nothing is left to move in, which shows only after the old folder has made room
+    assert (path / "old").read_text() == "kept"
+    assert leftovers(tmp_path) == []
+
+
+def test_atomic_directory_over_a_mount_point(tmp_path) -> None:
+    path = tmp_path / "set"
+    path.mkdir()
+    with small_disk(path):  # which cannot be renamed
+        (path / "old").write_text("kept")
+        with pytest.raises(OutputError, match="cannot write"), files.atomic_directory(path) as staged:
+            (staged / "new").touch()
+        assert (path / "old").read_text() == "kept"
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize(("mask", "folder_mode", "file_mode"), [(0o022, 0o755, 0o644), (0o007, 0o770, 0o660)])
+def test_modes_follow_the_umask(tmp_path, mask, folder_mode, file_mode) -> None:
+    path = tmp_path / "set"
+    with umask(mask):
+        with files.atomic_directory(path) as staged:
+            (staged / "plain").touch()
+            (staged / "inner").mkdir(mode=0o700)
+            (staged / "inner" / "private").touch(mode=0o600)
+            files.follow_umask(staged)
+        assert os.umask(mask) == mask  # looking at the umask does not change it
+    modes = {p.name: p.stat().st_mode & 0o777 for p in [path, *path.rglob("*")]}
+    assert modes == {"set": folder_mode, "inner": folder_mode, "plain": file_mode, "private": file_mode}
+
+
+def test_set_aside_keeps_the_newest_previous(tmp_path) -> None:
+    path = tmp_path / "run"
+    for text in ("first", "second"):
+        path.mkdir()
+        (path / text).touch()
+        assert files.set_aside(path) == tmp_path / "run.previous"
+        assert not path.exists()
+    assert [p.name for p in (tmp_path / "run.previous").iterdir()] == ["second"]
+
+
+def test_set_aside_of_what_cannot_be_moved(tmp_path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run.previous").write_text("a file, not ours to remove")
+    with pytest.raises(OutputError) as caught:
+        files.set_aside(tmp_path / "run")
+    assert caught.value.where == str(tmp_path / "run")
+    assert (tmp_path / "run").is_dir()
+    assert (tmp_path / "run.previous").is_file()
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
+
+
+def turned(value):
+    """The same value with the keys of every object in reverse order."""
+    if isinstance(value, dict):
+        return {k: turned(v) for k, v in reversed(value.items())}
+    return [turned(v) for v in value] if isinstance(value, list) else value
+
+
+@settings(max_examples=60, deadline=None)
+@given(value=json_values)
+def test_sha256_json_does_not_depend_on_key_order(value) -> None:
+    assert files.sha256_json(turned(value)) == files.sha256_json(value)
+    assert files.sha256_json([value]) != files.sha256_json([value, value])
+    assert json.loads(files.to_json(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [([1, 2], [2, 1]), (1, 1.0), (True, 1), (None, "null"), ({"a": "b"}, {"b": "a"}), ("\u00e9", "e\u0301")],
+)
+def test_sha256_json_tells_values_apart(one, other) -> None:
+    assert files.sha256_json(one) != files.sha256_json(other)
+
+
+def test_hashes_are_plain_sha256(tmp_path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes("größer".encode())
+    expected = hashlib.sha256("größer".encode()).hexdigest()
+    assert files.sha256_file(path) == files.sha256_text("größer") == expected
+    assert files.sha256_json({"b": 1, "a": "ö"}) == files.sha256_text('{"a":"ö","b":1}')
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, "HOME/.cache/fitcoach-tune"),
+        ({"XDG_CACHE_HOME": ""}, "HOME/.cache/fitcoach-tune"),
+        ({"XDG_CACHE_HOME": "/x"}, "/x/fitcoach-tune"),
+        ({"XDG_CACHE_HOME": "/x", "FITCOACH_TUNE_CACHE": "/own"}, "/own"),
+        ({"FITCOACH_TUNE_CACHE": "~/own"}, "HOME/own"),
+        ({"FITCOACH_TUNE_CACHE": ""}, "HOME/.cache/fitcoach-tune"),
+    ],
+)
+def test_cache_dir(monkeypatch, variables, expected) -> None:
+    for name in ("FITCOACH_TUNE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"HOME": "/home/someone", **variables}.items():
+        monkeypatch.setenv(name, value)
+    assert files.cache_dir() == Path(expected.replace("HOME", "/home/someone"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "this is not a prepared set: manifest.json is missing"),
+        (b"", "a prepared set is damaged"),
+        (b'{"half": ', "a prepared set is damaged"),
+        (b'"\xff"', "a prepared set is damaged"),
+        (b"[" * 100_000, "a prepared set is damaged"),
+    ],
+)
+def test_read_json_says_what_is_wrong(tmp_path, content, message) -> None:
+    path = tmp_path / "manifest.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(MismatchError, match=message) as caught:
+        files.read_json(path, "a prepared set")
+    assert str(tmp_path) in str(caught.value.where)
+
+
+def test_read_json_of_a_folder(tmp_path) -> None:
+    with pytest.raises(MismatchError, match="is damaged"):
+        files.read_json(tmp_path, "a prepared set")
+
+
+def test_read_json_reads_what_to_json_wrote(tmp_path) -> None:
+    value = {"b": [1, 2.5, None], "a": "größer"}
+    files.write_atomic(tmp_path / "v.json", files.to_json(value))
+    assert files.read_json(tmp_path / "v.json", "it") == value
+    assert (tmp_path / "v.json").read_text(encoding="utf-8").endswith("}\n")

@@ -1,0 +1,275 @@
+"""The train verb as a user runs it, on a tiny model over the real vocabulary: what it writes, refuses and keeps."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from fitcoach_tune import config as configuration
+
+QUICK = ["--dtype", "fp32", "--num-train-epochs", "2", "--optim", "adamw", "--learning-rate", "1e-2", "--lora-r", "4"]
+
+
+@pytest.fixture
+def train(run_cli, tiny_base, rows_file):
+    def run(*extra, **kwargs):
+        return run_cli(
+            "train", "--model", tiny_base, "--dataset", rows_file, "--output-dir", "run", *QUICK, *extra, **kwargs
+        )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_base, tmp_path_factory):
+    """One finished run, with what it printed."""
+    from .conftest import SLEEP, STEPS, conversation
+
+    folder = tmp_path_factory.mktemp("finished")
+    rows = [conversation(f"{w} {w}?", ("get_steps", {})) for w in "one two three four five six seven eight".split()]
+    rows += [conversation(f"bed {w}", ("get_sleep", {"days": i})) for i, w in enumerate("a b c d e f g h".split())]
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps({"messages": m, "tools": [STEPS, SLEEP]}) + "\n" for m in rows)
+    )
+    arguments = ["train", "--model", tiny_base, "--dataset", "rows.jsonl", "--output-dir", "output/one", *QUICK]
+    done = subprocess.run(
+        [sys.executable, "-m", "fitcoach_tune", *map(str, arguments), "--price-per-hour", "3.6", "--json"],
+        cwd=folder, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder, folder / "output/one", json.loads(done.stdout)
+
+
+def test_the_run_directory(finished, tiny_base):
+    _, run, printed = finished
+    names = {file.name for file in run.iterdir()}
+    assert names == {
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "config.resolved.yaml",
+        "loss.png", "metrics.jsonl", "prompt.json", "run.json", "tokenizer.json", "tokenizer_config.json",
+    }  # fmt: skip
+    record = json.loads((run / "run.json").read_text())
+    assert {"path": "output/one", **record} == printed
+    assert record["training"]["steps"] == 4
+    assert record["training"]["last_loss"] < record["training"]["first_loss"]
+    assert len(record["training"]["eval_losses"]) == 2
+    assert record["check"]["lora_b_norm"] > 0
+    assert record["check"]["logit_difference"] < 1e-3 < record["check"]["logit_change_from_base"]
+    assert record["price"]["total"] == pytest.approx(record["seconds"]["total"] / 1000, rel=0.01)
+    assert set(record["files"]) == names - {"run.json"}
+    assert (run / "tokenizer.json").read_bytes() == (tiny_base / "tokenizer.json").read_bytes()
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert not list(run.glob("*.pt")) + list(run.glob("*.bin")) + list(run.glob("*.pkl"))
+    modes = {file.stat().st_mode & 0o777 for file in run.iterdir()}
+    assert modes == {0o666 & ~current_umask()}
+
+
+def current_umask():
+    import os
+
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def test_metrics_have_a_line_a_step(finished):
+    _, run, record = finished
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert all({"loss", "grad_norm", "learning_rate", "examples_per_second", "epoch"} <= line.keys() for line in lines)
+    assert lines[-1]["eval_loss"] == record["training"]["eval_losses"][-1]["eval_loss"]
+
+
+def test_the_resolved_config_repeats_the_run(finished, run_cli):
+    """The file that a run leaves is a configuration that gives the same adapter again, bit for bit."""
+    folder, run, _ = finished
+    resolved = configuration.load_config(str(run / "config.resolved.yaml"))
+    assert resolved.learning_rate == 1e-2
+    run_cli("train", "--config", run / "config.resolved.yaml", "--output-dir", "output/again", cwd=folder, check=True)
+    first, second = (load_file(folder / "output" / n / "adapter_model.safetensors") for n in ("one", "again"))
+    assert all((first[k] == second[k]).all() for k in first)
+
+
+def test_loads_without_this_package(finished, tiny_base):
+    """transformers and peft alone: same greedy call as the program's own engine."""
+    folder, run, _ = finished
+    script = """
+import sys
+sys.modules["fitcoach_tune"] = None  # an import of the package would fail
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+import json
+base, run = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(run)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), run)
+prompt = json.load(open(run + "/prompt.json"))
+messages = [{"role": "developer", "content": prompt["developer"]}, {"role": "user", "content": "bed c"}]
+inputs = tokenizer.apply_chat_template(
+    messages, tools=prompt["tools"], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+out = model.generate(**inputs, max_new_tokens=20, do_sample=False, eos_token_id=[1, 106, 50])
+print(tokenizer.decode(out[0, inputs["input_ids"].shape[1]:]), end="")
+"""
+    plain = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, tiny_base, run], capture_output=True, text=True, check=False
+    )
+    assert plain.returncode == 0, plain.stderr
+    from fitcoach_tune.infer import FunctionCaller
+
+    caller = FunctionCaller.from_adapter(str(run), device="cpu", max_new_tokens=20)
+    assert caller("bed c").raw == plain.stdout
+    assert len(plain.stdout) > 10
+
+
+def test_a_finished_run_is_not_overwritten(finished, run_cli, tiny_base):
+    folder, run, _ = finished
+    before = {f.name: f.read_bytes() for f in run.iterdir()}
+    done = run_cli("train", "--model", tiny_base, "--dataset", "rows.jsonl", "--output-dir", "output/one", cwd=folder)
+    assert done.returncode == 6
+    assert "a finished run is there already" in done.stderr
+    assert "--force" in done.stderr
+    assert {f.name: f.read_bytes() for f in run.iterdir()} == before
+
+
+def test_force_keeps_the_old_run(train, tmp_path):
+    train("-q", check=True)
+    first = (tmp_path / "run/run.json").read_text()
+    done = train("--force", "--max-steps", "1", check=True)
+    assert "kept as run.previous" in done.stderr
+    assert (tmp_path / "run.previous/run.json").read_text() == first
+    assert json.loads((tmp_path / "run/run.json").read_text())["training"]["steps"] == 1
+
+
+def test_dry_run_changes_nothing(train, tmp_path):
+    before = sorted(p.name for p in tmp_path.iterdir())
+    done = train("--dry-run", "--json", "--price-per-hour", "1", check=True)
+    plan = json.loads(done.stdout)
+    assert plan["rows"] == {"train": 14, "test": 6}
+    assert plan["steps"] == 4
+    assert plan["batch_size"] == 8
+    # rank 4 on q (32→64), k and v (32→16), o (64→32), in two layers
+    assert plan["trainable_parameters"] == 2 * 4 * ((32 + 64) + 2 * (32 + 16) + (64 + 32))
+    assert plan["examples_per_second"] > 0
+    assert plan["training_seconds"] == pytest.approx(28 / plan["examples_per_second"], abs=0.1)
+    assert plan["peak_memory_bytes"] > 2**20
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+    assert "epochs" in train("--dry-run", check=True).stdout
+
+
+def test_changed_rows_are_prepared_again(train, tmp_path, rows_file):
+    train("-q", check=True)
+    rows_file.write_text("".join(rows_file.read_text().splitlines(keepends=True)[:-4]))
+    done = train("--force", check=True)
+    assert "has changed since it was prepared" in done.stderr
+    assert json.loads((tmp_path / "run/run.json").read_text())["data"]["rows"]["read"] == 16
+
+
+def test_a_prepared_set_brings_its_own_settings(run_cli, train, rows_file, tiny_base, tmp_path):
+    run_cli(
+        "prepare",
+        "--dataset",
+        rows_file,
+        "--model",
+        tiny_base,
+        "--output-dir",
+        "set",
+        "--test-size",
+        "0.5",
+        "-q",
+        check=True,
+    )
+    train("--data", "set", "-q", check=True)
+    resolved = yaml.safe_load((tmp_path / "run/config.resolved.yaml").read_text())
+    assert resolved["test_size"] == 0.5
+    assert resolved["data"] == "set"
+    (tmp_path / "set/train.arrow").write_bytes(b"")
+    done = train("--data", "set", "--force")
+    assert done.returncode == 5
+    assert "train.arrow has changed" in done.stderr
+    assert (tmp_path / "run/run.json").exists()
+
+
+@pytest.mark.parametrize(("flags", "code", "message"), [
+    (["--lora-r", "0", "--learning-rate", "-1"], 2, "2 settings cannot be used"),
+    (["--target-modules", "q_prj"], 2, "choose from down_proj"),
+    (["--device", "cuda"], 7, "no cuda device"),
+    (["--device", "tpu"], 7, "--device tpu"),
+    (["--num-devices", "2"], 7, "torchrun"),
+    (["--model", "no/such/folder"], 2, "no such folder"),
+    (["--config", "ofline"], 2, "did you mean offline"),
+    (["--learning-rate", "1e30", "--max-grad-norm", "0"], 8, "is not finite"),
+])  # fmt: skip
+def test_bad_input_gets_one_clear_error(train, tmp_path, flags, code, message):
+    done = train(*flags)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run/run.json").exists()
+
+
+def test_an_output_that_cannot_be_written_is_found_before_training(train, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = train("--output-dir", "file/run")
+    assert done.returncode == 6
+    assert "file" in done.stderr
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.txt").write_text("x")
+    done = train("--output-dir", "mine")
+    assert done.returncode == 6
+    assert "not a run of this program" in done.stderr
+
+
+def test_tensorboard(train, tmp_path):
+    pytest.importorskip("tensorboard")
+    train("--report-to", "tensorboard", "-q", check=True)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4]
+
+
+def test_two_processes_give_the_same_adapter_as_one(train, run_cli, tiny_base, rows_file, tmp_path):
+    """torchrun with gloo, two processes of two rows against one of four; 14 rows leave a partial last batch."""
+    shared = ["--lora-dropout", "0", "--gradient-accumulation-steps", "2"]
+    train(*shared, "--per-device-train-batch-size", "4", "-q", check=True)
+    arguments = ["train", "--model", tiny_base, "--dataset", rows_file, "--output-dir", "two", *QUICK, *shared]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2", "-m", "fitcoach_tune",
+         *map(str, arguments), "--per-device-train-batch-size", "2", "--device", "cpu"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("run", "two"))
+    assert one.keys() == two.keys()
+    for key, value in one.items():
+        assert (value - two[key]).norm() <= 1e-4 * value.norm(), key
+    records = [json.loads((tmp_path / name / "run.json").read_text()) for name in ("run", "two")]
+    assert records[1]["device"]["count"] == 2
+    texts = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("run", "two")]
+    losses = [[json.loads(line)["loss"] for line in lines] for lines in texts]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    evaluated = [[e["eval_loss"] for e in r["training"]["eval_losses"]] for r in records]
+    assert evaluated[1] == pytest.approx(evaluated[0], rel=1e-5)
+    assert done.stdout.strip() == "two"
+
+
+def test_without_options_the_recipe_is_the_original_s(run_cli, tmp_path):
+    """Nothing is downloaded here: the Hub cannot be reached, and the error says so and what needs no Hub."""
+    done = run_cli(
+        "train",
+        "--dataset",
+        "builtin:fitness",
+        HF_ENDPOINT="http://127.0.0.1:9",
+        HF_HOME=str(tmp_path / "hf"),
+        HF_TOKEN="",
+    )
+    assert done.returncode == 4
+    assert "google/functiongemma-270m-it" in done.stderr
+    assert "--config offline" in done.stderr
+    assert not list(Path(tmp_path).glob("output/functiongemma*"))

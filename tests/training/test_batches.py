@@ -1,0 +1,196 @@
+"""The order of rows, and packed batches: written out by hand, and as properties of random rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fitcoach_tune.training.batches import (
+    PADDING_ROW,
+    TokenizedRow,
+    batch_rows,
+    epoch_order,
+    in_order,
+    pack,
+    steps_per_epoch,
+    suffix_width,
+    supervised_count,
+    target_width,
+)
+
+
+def row(ids: list[int], *spans: tuple[int, int]) -> TokenizedRow:
+    return TokenizedRow(np.array(ids, dtype=np.int32), spans)
+
+
+# ------------------------------------------------------------------------------------------------ order
+
+
+def test_the_order_is_a_pure_function_of_seed_and_epoch() -> None:
+    first = epoch_order(50, 42, 0)
+    np.random.seed(1)
+    assert epoch_order(50, 42, 0).tolist() == first.tolist()
+    assert sorted(first.tolist()) == list(range(50))
+    others = [epoch_order(50, 42, 1), epoch_order(50, 43, 0), epoch_order(50, 0, 42), np.arange(50)]
+    assert len({tuple(order.tolist()) for order in [first, *others]}) == 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=st.integers(1, 60), size=st.integers(1, 17), seed=st.integers(0, 2**40), epoch=st.integers(0, 9))
+def test_an_epoch_has_every_row_once(rows, size, seed, epoch) -> None:
+    steps = [batch_rows(rows, size, seed, epoch, step) for step in range(steps_per_epoch(rows, size))]
+    assert {len(chosen) for chosen in steps} == {size}
+    real = np.concatenate(steps)
+    assert real.tolist() == epoch_order(rows, seed, epoch).tolist() + [PADDING_ROW] * (-rows % size)
+    assert sorted(real[real != PADDING_ROW].tolist()) == list(range(rows))
+
+
+def test_only_the_last_batch_is_padded() -> None:
+    chosen = batch_rows(10, 4, 42, 0, 2)
+    assert chosen.tolist() == [*epoch_order(10, 42, 0)[8:].tolist(), PADDING_ROW, PADDING_ROW]
+    assert (batch_rows(10, 4, 42, 0, 1) != PADDING_ROW).all()
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "expected"),
+    [(5, 2, [[0, 1], [2, 3], [4, -1]]), (4, 2, [[0, 1], [2, 3]]), (1, 3, [[0, -1, -1]]), (0, 3, [])],
+)
+def test_in_order(rows, size, expected) -> None:
+    assert [chosen.tolist() for chosen in in_order(rows, size)] == expected
+    assert steps_per_epoch(rows, size) == len(expected)
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+PREFIX = np.array([2, 7])
+ROWS = [
+    row([2, 7, 10, 11, 12, 13], (4, 6)),  # one prompt token of its own behind the prefix, then another; two to learn
+    row([2, 7, 20, 21], (3, 4)),
+    row([2, 7, 30, 31, 32, 33, 34, 35, 36], (3, 5), (6, 8)),  # two spans, and an end that nothing is learnt from
+]
+
+
+def test_a_row_knows_what_is_fed_and_learnt() -> None:
+    assert [r.supervised.tolist() for r in ROWS] == [[4, 5], [3], [3, 4, 6, 7]]
+    assert [r.end for r in ROWS] == [5, 3, 7]
+    assert suffix_width(ROWS, len(PREFIX)) == 5
+    assert target_width(ROWS) == 4
+    assert supervised_count(ROWS, np.array([0, 2, PADDING_ROW, 2])) == 2 + 4 + 4
+    assert supervised_count(ROWS, np.array([PADDING_ROW])) == 0
+
+
+# ------------------------------------------------------------------------------------------------ packing
+
+
+def check(batch, input_ids, gather, targets, weights, rows, width) -> None:
+    assert batch.input_ids.tolist() == input_ids
+    assert batch.gather.tolist() == gather
+    assert batch.targets.tolist() == targets
+    assert batch.weights.tolist() == weights
+    assert (batch.rows, batch.width) == (rows, width)
+    dtypes = (batch.input_ids.dtype, batch.gather.dtype, batch.targets.dtype, batch.weights.dtype)
+    assert dtypes == (np.int64, np.int64, np.int64, np.float32)
+
+
+def test_two_groups_no_wider_than_needed() -> None:
+    # Group 0 holds rows 0 and 1, group 1 row 2 and padding; a group is 2 + 2 × 5 positions.
+    check(
+        pack(ROWS, np.array([0, 1, 2, PADDING_ROW]), PREFIX, groups=2),
+        input_ids=[
+            [2, 7, 10, 11, 12, 0, 0, 20, 0, 0, 0, 0],
+            [2, 7, 30, 31, 32, 33, 34, 0, 0, 0, 0, 0],
+        ],
+        # 11 predicts 12, and 12 predicts 13; 20 predicts 21; 30 → 31, 31 → 32, 33 → 34, 34 → 35.
+        gather=[3, 4, 7, 12 + 2, 12 + 3, 12 + 5, 12 + 6],
+        targets=[12, 13, 21, 31, 32, 34, 35],
+        weights=[1] * 7,
+        rows=2,
+        width=5,
+    )
+
+
+def test_two_groups_of_static_shape() -> None:
+    check(
+        pack(ROWS, np.array([0, 1, 2, PADDING_ROW]), PREFIX, groups=2, static=(6, 4)),
+        input_ids=[
+            [2, 7, 10, 11, 12, 0, 0, 0, 20, 0, 0, 0, 0, 0],
+            [2, 7, 30, 31, 32, 33, 34, 0, 0, 0, 0, 0, 0, 0],
+        ],
+        # A missing target points at its row's first position.
+        gather=[3, 4, 2, 2, 8, 8, 8, 8, 16, 17, 19, 20, 22, 22, 22, 22],
+        targets=[12, 13, 0, 0, 21, 0, 0, 0, 31, 32, 34, 35, 0, 0, 0, 0],
+        weights=[1, 1, 0, 0, 1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0],
+        rows=2,
+        width=6,
+    )
+
+
+def test_without_a_prefix() -> None:
+    check(
+        pack(ROWS[:2], np.array([1, 0]), np.array([], dtype=np.int64), groups=1),
+        input_ids=[[2, 7, 20, 0, 0, 2, 7, 10, 11, 12]],
+        gather=[2, 8, 9],
+        targets=[21, 12, 13],
+        weights=[1, 1, 1],
+        rows=2,
+        width=5,
+    )
+
+
+@pytest.mark.parametrize("static", [None, (5, 4)])
+def test_only_padding(static) -> None:
+    batch = pack(ROWS, np.full(4, PADDING_ROW), PREFIX, groups=2, static=static)
+    assert batch.input_ids.shape == (2, 2 + 2 * (5 if static else 1))
+    assert batch.weights.sum() == 0
+    assert (batch.gather < batch.input_ids.size).all()
+
+
+@st.composite
+def random_batch(draw):
+    """Rows over a shared prefix, rows chosen from them, the number of groups, and whether shapes are static."""
+    prefix = draw(st.lists(st.integers(1, 50), max_size=5))
+    rows = []
+    for _ in range(draw(st.integers(1, 5))):
+        own = draw(st.lists(st.integers(51, 99), min_size=2, max_size=12))
+        ids, first = prefix + own, len(prefix) + 1
+        cuts = (
+            draw(st.lists(st.integers(first, len(ids)), unique=True, min_size=2, max_size=6).map(sorted))
+            if (len(ids) - first > 0)
+            else [first, len(ids)]
+        )
+        edges = cuts[: len(cuts) // 2 * 2]
+        rows.append(row(ids, *zip(edges[::2], edges[1::2], strict=True)))
+    groups, per_group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    indices = st.integers(PADDING_ROW, len(rows) - 1)
+    chosen = draw(st.lists(indices, min_size=groups * per_group, max_size=groups * per_group))
+    return rows, np.array(prefix, dtype=np.int64), np.array(chosen), groups, draw(st.booleans())
+
+
+@settings(max_examples=120, deadline=None)
+@given(random_batch())
+def test_following_the_states_recovers_what_each_row_learns(made) -> None:
+    rows, prefix, chosen, groups, is_static = made
+    static = (suffix_width(rows, len(prefix)), target_width(rows)) if is_static else None
+    batch = pack(rows, chosen, prefix, groups, static)
+    length = len(prefix) + batch.rows * batch.width
+    assert batch.input_ids.shape == (groups, length)
+    assert (batch.input_ids[:, : len(prefix)] == prefix).all()
+    assert batch.weights.sum() == supervised_count(rows, chosen)
+
+    found: dict[int, list] = {slot: [] for slot in range(len(chosen))}
+    for at, target, weight in zip(batch.gather, batch.targets, batch.weights, strict=True):
+        group, place = divmod(int(at), length)
+        slot, offset = divmod(place - len(prefix), batch.width)
+        assert 0 <= slot < batch.rows  # a state of the shared prefix belongs to no row
+        if weight:
+            seen = batch.input_ids[group, place - offset : place + 1].tolist()
+            found[group * batch.rows + slot].append((seen, int(target)))
+    for slot, index in enumerate(chosen):
+        # Each supervised token is predicted by the state that has seen all of its row before it, and nothing more.
+        wanted = [] if index == PADDING_ROW else rows[index].supervised.tolist()
+        ids = rows[index].input_ids.tolist()
+        assert found[slot] == [(ids[len(prefix) : at], ids[at]) for at in wanted]
+    if static:
+        assert len(batch.gather) == len(chosen) * static[1]
