@@ -65,7 +65,9 @@ def tokenizer(offline_base):
 
 @pytest.fixture(scope="session")
 def tiny_base(offline_base, tmp_path_factory):
-    """A model folder as a user would have one: a tiny random model over the whole vocabulary, with the real tokenizer."""
+    """A model folder as a user would have one: a tiny random model over the whole vocabulary, with the real
+    tokenizer.
+    """
     from fitcoach_tune import functiongemma, models
 
     folder = tmp_path_factory.mktemp("models") / "tiny"

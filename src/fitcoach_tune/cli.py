@@ -18,7 +18,7 @@ import typer
 from fitcoach_tune import __version__
 from fitcoach_tune.config import Config, flag, load_config
 from fitcoach_tune.console import Console
-from fitcoach_tune.errors import FitcoachTuneError
+from fitcoach_tune.errors import FitcoachTuneError, OutputError
 
 app = typer.Typer(
     name="fitcoach-tune",
@@ -77,6 +77,11 @@ def verb(*settings: str) -> Callable:
             except FitcoachTuneError as error:
                 print(f"error: {error}", file=sys.stderr)
                 raise typer.Exit(error.exit_code) from None
+            except BrokenPipeError:
+                raise  # the reader of our output has gone; `main` leaves quietly
+            except OSError as error:
+                print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+                raise typer.Exit(OutputError.exit_code) from None
             except KeyboardInterrupt:
                 print("interrupted", file=sys.stderr)
                 raise typer.Exit(_INTERRUPTED) from None
@@ -97,12 +102,9 @@ def _parameter(name: str) -> inspect.Parameter:
     field = Config.model_fields[name]
     kind = str if name == "target_modules" else field.annotation
     default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
-    option = typer.Option(
-        flag(name),
-        help=field.description,
-        show_default=False if default is None else str(default),
-        rich_help_panel=_PANELS.get(name),
-    )
+    # Not Typer's own default: "not given" must stay visible, so that a configuration file can speak.
+    text = field.description if default is None else f"{field.description} Default: {default}."
+    option = typer.Option(flag(name), help=text, show_default=False, rich_help_panel=_PANELS.get(name))
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )

@@ -1,0 +1,34 @@
+# Two commands for a fresh clone: `make demo` and `make test`. Both make .venv once and use it again.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+TUNE := $(BIN)/fitcoach-tune
+
+.PHONY: demo test lint docs clean
+
+demo: $(INSTALLED)
+	$(TUNE) prepare --config offline
+	$(TUNE) train --config offline --force
+	$(TUNE) eval --config offline --adapter output/fitness-offline
+	@echo 'You ask: "How many steps?"  The tuned model calls:'
+	@$(TUNE) infer "How many steps?" --adapter output/fitness-offline --quiet
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# docs/cli.md is made from --help; a test holds the two together.
+docs: $(INSTALLED)
+	$(BIN)/python docs/make_cli.py
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[offline,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) dist build output

@@ -1,0 +1,92 @@
+"""The main job on the real 270M weights: exact against a plain computation, and far better than the base after
+training.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fitcoach_tune import models, prepare
+from fitcoach_tune.config import load_config
+from fitcoach_tune.training import adapter, batches
+from fitcoach_tune.training.step import PackedLoss, inputs
+
+pytestmark = pytest.mark.real
+
+
+@pytest.fixture(scope="module")
+def prepared(offline_base, tmp_path_factory):
+    return prepare.prepare(load_config("offline"), target=tmp_path_factory.mktemp("real") / "set")
+
+
+def test_loss_and_gradients_equal_the_plain_computation(offline_base, prepared):
+    """Float32, four fitness rows, LoRA on every linear layer: loss and each gradient within 1e-5 of the plain ones."""
+    model = models.load_model(offline_base, "fp32")
+    adapter.attach(model, rank=4, alpha=8, dropout=0.0, target_modules=["all-linear"], seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for _, layer in adapter.lora_layers(model):
+        layer.lora_B.data.normal_(std=0.02, generator=generator)
+    parameters = list(adapter.trained_parameters(model).values())
+    rows = [prepared.train[i] for i in range(4)]
+    assert len(prepared.prefix) > 200
+
+    model.set_attn_implementation("eager")
+    plain = 0.0
+    for row in rows:
+        ids = torch.from_numpy(row.input_ids.astype(np.int64))[None]
+        at = torch.from_numpy(row.supervised)
+        plain = plain + F.cross_entropy(model(input_ids=ids).logits[0, at - 1], ids[0, at], reduction="sum")
+    expected = torch.autograd.grad(plain, parameters)
+
+    batch = batches.pack(rows, np.arange(4), prepared.prefix, groups=1)
+    packed = PackedLoss(model)(*inputs(batch, len(prepared.prefix), model.config.sliding_window, torch.from_numpy))
+    assert packed.item() == pytest.approx(plain.item(), rel=1e-5)
+    actual = torch.autograd.grad(packed, parameters)
+    total = torch.stack([(a - e).norm() for a, e in zip(actual, expected, strict=True)]).norm()
+    assert total / torch.stack([e.norm() for e in expected]).norm() < 1e-5
+
+
+def test_the_main_job(run_cli, tmp_path, offline_base):
+    """A third of the demo's training: far above the base, every answer a call, and PEFT alone gives the same call."""
+    run_cli("train", "--config", "offline", "--max-steps", "50", "--output-dir", "output/short", "-q", check=True)
+    done = run_cli("eval", "--max-new-tokens", "24", "--json", "-q", check=True)
+    found = json.loads(done.stdout)
+    base, tuned = (result["exact"] for result in found["results"])
+    assert base["n"] == tuned["n"] == 126
+    assert base["high"] < 0.1
+    assert tuned["low"] > 0.5
+    assert found["results"][1]["errors"].get("decoder_failed", 0) == 0
+    assert found["results"][1]["unstopped"] == 0
+
+    asked = run_cli("infer", "How many steps?", "--json", check=True)
+    answer = json.loads(asked.stdout)
+    assert answer["calls"] == [{"name": "get_steps", "arguments": {}}]
+
+    script = """
+import json, sys, torch
+sys.modules["fitcoach_tune"] = None
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+base, run = sys.argv[1:]
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16), run)
+tokenizer = AutoTokenizer.from_pretrained(run)
+prompt = json.load(open(run + "/prompt.json"))
+inputs = tokenizer.apply_chat_template(
+    [{"role": "developer", "content": prompt["developer"]}, {"role": "user", "content": "How many steps?"}],
+    tools=prompt["tools"], add_generation_prompt=True, return_tensors="pt", return_dict=True)
+out = model.generate(**inputs, max_new_tokens=24, do_sample=False, eos_token_id=[1, 106, 50])
+print(tokenizer.decode(out[0, inputs["input_ids"].shape[1]:]), end="")
+"""
+    plain = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script, offline_base.path, tmp_path / "output/short"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert plain.returncode == 0, plain.stderr
+    assert plain.stdout == answer["raw"]
