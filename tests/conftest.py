@@ -99,7 +99,7 @@ STEPS, SLEEP = tool("get_steps"), tool("get_sleep", days={"type": "integer", "de
 def rows_file(tmp_path):
     """Twenty small rows over two tools, one with an argument."""
     path = tmp_path / "rows.jsonl"
-    words = "alpha bravo charlie delta echo foxtrot golf hotel india juliet".split()
+    words = ["alpha", "bravo", "charlie", "delta", "echo", "foxtrot", "golf", "hotel", "india", "juliet"]
     rows = []
     for i, word in enumerate(words):
         rows.append(conversation(f"walking {word} count {word * 2}?", ("get_steps", {})))

@@ -71,8 +71,8 @@ def test_many_bad_settings_are_reported_at_once(run_cli, tmp_path):
 
 def test_interrupt_says_so_and_exits_130(tiny_base, rows_file, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "fitcoach_tune", "train", "--model", tiny_base, "--dataset", rows_file, "--output-dir", "run",
-         "--num-train-epochs", "100000"],
+        [sys.executable, "-m", "fitcoach_tune", "train", "--model", tiny_base, "--dataset", rows_file,
+         "--output-dir", "run", "--num-train-epochs", "100000"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     deadline = time.monotonic() + 300

@@ -98,7 +98,7 @@ def test_a_template_that_does_not_extend_its_prompt_is_refused(tokenizer):
 
     other = copy.deepcopy(tokenizer)
     other.chat_template = "{{ messages | length }}" + functiongemma.chat_template()
-    with pytest.raises(DataError, match="rows.jsonl:1.*as a continuation"):
+    with pytest.raises(DataError, match=r"as a continuation"):
         one(other, conversation("walk", ("get_steps", {})))
 
 
@@ -193,8 +193,9 @@ def long_rows(base_config, tmp_path):
     rows = [conversation(f"short {i}", ("get_sleep", {"days": i})) for i in range(2)]
     rows.append(conversation("word " * 300, ("get_steps", {})))
     rows.append(conversation("talk", text="word " * 300))
-    rows.append([*conversation("first", ("get_sleep", {"days": 1})), {"role": "tool", "name": "get_sleep", "content": "5"},
-                 {"role": "assistant", "content": "word " * 300}])  # fmt: skip
+    result = {"role": "tool", "name": "get_sleep", "content": "5"}
+    answer = {"role": "assistant", "content": "word " * 300}
+    rows.append([*conversation("first", ("get_sleep", {"days": 1})), result, answer])
     path = tmp_path / "long.jsonl"
     path.write_text("".join(json.dumps({"messages": m, "tools": TOOLS}) + "\n" for m in rows))
     return base_config.model_copy(update={"dataset": str(path), "max_length": 200, "split": "random"})

@@ -32,8 +32,14 @@ def finished(tiny_base, tmp_path_factory):
     from .conftest import SLEEP, STEPS, conversation
 
     folder = tmp_path_factory.mktemp("finished")
-    rows = [conversation(f"{w} {w}?", ("get_steps", {})) for w in "one two three four five six seven eight".split()]
-    rows += [conversation(f"bed {w}", ("get_sleep", {"days": i})) for i, w in enumerate("a b c d e f g h".split())]
+    rows = [
+        conversation(f"{w} {w}?", ("get_steps", {}))
+        for w in ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+    ]
+    rows += [
+        conversation(f"bed {w}", ("get_sleep", {"days": i}))
+        for i, w in enumerate(["a", "b", "c", "d", "e", "f", "g", "h"])
+    ]
     (folder / "rows.jsonl").write_text(
         "".join(json.dumps({"messages": m, "tools": [STEPS, SLEEP]}) + "\n" for m in rows)
     )
@@ -240,8 +246,9 @@ def test_two_processes_give_the_same_adapter_as_one(train, run_cli, tiny_base, r
     train(*shared, "--per-device-train-batch-size", "4", "-q", check=True)
     arguments = ["train", "--model", tiny_base, "--dataset", rows_file, "--output-dir", "two", *QUICK, *shared]
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2", "-m", "fitcoach_tune",
-         *map(str, arguments), "--per-device-train-batch-size", "2", "--device", "cpu"],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
+         "--nproc-per-node", "2", "-m", "fitcoach_tune", *map(str, arguments),
+         "--per-device-train-batch-size", "2", "--device", "cpu"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -34,7 +34,7 @@ class Config(BaseModel):
     model: str = Field("google/functiongemma-270m-it", description="Base model: a Hub id, a folder, or 'offline'.")
     model_revision: str | None = Field(None, description="Branch, tag or commit of the base model on the Hub.")
     dtype: Literal["bf16", "fp32"] = Field("bf16", description="Precision of the frozen base and of the arithmetic.")
-    device: Device = Field("auto", description="Where to run; auto takes the first there is of tpu, cuda, mps, cpu.")
+    device: Device = Field("auto", description="Where to run; auto takes the first there is of cuda, mps, cpu.")
     num_devices: int | None = Field(None, ge=1, description="Devices to use; all by default.")
     seed: int = Field(42, ge=0, description="Seed of the split, the adapter's start, the row order and dropout.")
 

@@ -38,7 +38,7 @@ class Console:
         """A progress bar with rate and remaining time.
 
         Yields a function: `update(done, **fields)` sets how much is done and what is shown behind the bar. Without a
-        terminal one line is printed at the end.
+        terminal a line is printed at each quarter.
         """
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -51,20 +51,20 @@ class Console:
             TimeRemainingColumn(elapsed_when_finished=True),
         ]
         interactive = self.err.is_terminal and not self.quiet
+        quarters = 0
         with Progress(*columns, console=self.err, disable=not interactive) as progress:
             task = progress.add_task(title, total=total, shown="", rate="")
 
             def update(done: int, **fields: object) -> None:
+                nonlocal quarters
                 shown = "  ".join(f"{name} {value}" for name, value in fields.items())
                 speed = progress.tasks[0].finished_speed or progress.tasks[0].speed
                 progress.update(task, completed=done, shown=shown, rate=f"{speed:.1f} {unit}/s" if speed else "")
-                update.last = (done, shown)
+                if not interactive and 4 * done // max(1, total) > quarters:
+                    quarters = 4 * done // max(1, total)
+                    self.note(f"{title}: {done} of {total} {unit}" + (f"  {shown}" if shown else ""))
 
-            update.last = (0, "")
             yield update
-        if not interactive:
-            done, shown = update.last
-            self.note(f"{title}: {done} of {total} {unit}" + (f"  {shown}" if shown else ""))
 
 
 SILENT = Console(quiet=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from fitcoach_tune.functiongemma import Call, call_problems, conversation_problems, render, tool_problems
+from fitcoach_tune.functiongemma import Call, call_problems, tool_problems
 
-from .strategies import CASES, calling, tool_with, user
+from .strategies import CASES, tool_with
 
 KEYWORDS = ("description", "type", "properties", "required", "nullable")
 STRING = {"type": "string", "description": "D"}
@@ -175,23 +175,3 @@ def test_values_that_contain_themselves_do_not_hang():
     loop: list = []
     loop.append(loop)
     assert "nested deeper" in call_problems(Call("f", {"a": loop}))[0]
-
-
-CALLED = [user("one"), calling(("f", {})), {"role": "tool", "name": "f", "content": "1"}]
-ANSWER = {"role": "assistant", "content": "Done."}
-
-
-@pytest.mark.parametrize("role", ["user", "developer", "system"])
-def test_a_message_written_into_the_models_turn_is_found(role):
-    messages = [*CALLED, {"role": role, "content": "two"}]
-    assert render(messages).endswith("<end_function_response>two<end_of_turn>\n")  # no turn of its own
-    found(conversation_problems(messages), "messages[3]", f"role {role}")
-    found(conversation_problems([*messages, ANSWER, *CALLED, ANSWER]), "messages[3]", "answer")
-
-
-def test_messages_after_the_answer_to_a_tool_result_are_no_problem():
-    assert conversation_problems([]) == []
-    assert conversation_problems(CALLED) == []
-    assert conversation_problems([*CALLED, *CALLED[1:], ANSWER, user("two"), ANSWER, user("three")]) == []
-    for case in CASES:
-        assert conversation_problems(case["messages"]) == []

@@ -66,9 +66,9 @@ def test_a_new_adapter_changes_nothing_and_starts_as_peft_starts(make_tiny):
     attach(model, targets=["all-linear"])
     assert torch.equal(model(input_ids=IDS).logits, expected)
     layers = dict(adapter.lora_layers(model))
-    assert {name.rsplit(".", 1)[-1] for name in layers} == set(
-        "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
-    )
+    assert {name.rsplit(".", 1)[-1] for name in layers} == {
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    }  # fmt: skip
     for layer in layers.values():
         bound = (6 / (1 + 5) / layer.base.in_features) ** 0.5  # Kaiming uniform with a = √5
         assert 0.8 * bound < layer.lora_A.abs().max() <= bound

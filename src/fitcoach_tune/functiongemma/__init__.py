@@ -2,13 +2,13 @@
 
 `render` gives the bytes that the published model's own chat template gives, quirks included, because those bytes are
 what the model was trained on. Where such a quirk would teach something wrong (a parameter called `type` vanishes),
-`tool_problems` and `conversation_problems` say so beforehand; `call_problems` does the same for values that the format
-cannot carry. `parse` is the strict inverse of `render_call`. `template.jinja` is the same renderer for `transformers`'
-`apply_chat_template`; the tests hold the two to the same bytes.
+`tool_problems` says so beforehand; `call_problems` does the same for values that the format cannot carry. `parse` is
+the strict inverse of `render_call`. `template.jinja` is the same renderer for `transformers`' `apply_chat_template`;
+the tests hold the two to the same bytes.
 """
 
 from fitcoach_tune.functiongemma.parser import ModelOutput, ParseError, parse
-from fitcoach_tune.functiongemma.problems import call_problems, conversation_problems, tool_problems
+from fitcoach_tune.functiongemma.problems import call_problems, tool_problems
 from fitcoach_tune.functiongemma.renderer import chat_template, render, render_call, render_declaration
 from fitcoach_tune.functiongemma.tokens import (
     BOS,
@@ -57,7 +57,6 @@ __all__ = [
     "ParseError",
     "call_problems",
     "chat_template",
-    "conversation_problems",
     "find_control_token",
     "parse",
     "render",

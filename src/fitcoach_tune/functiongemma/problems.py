@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from fitcoach_tune.functiongemma.declarations import KEYWORDS, function_of, lookup
+from fitcoach_tune.functiongemma.declarations import KEYWORDS, function_of
 from fitcoach_tune.functiongemma.tokens import (
     BARE_KEY,
     FUNCTION_NAME,
@@ -86,23 +86,6 @@ def call_problems(call: Call) -> list[str]:
     if type(call.arguments) is not dict:
         return [*problems, "arguments: must be a dict; use {} for none"]
     return [*problems, *_value_problems(call.arguments, "arguments")]
-
-
-def conversation_problems(messages: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the messages that the published template would put into somebody else's turn.
-
-    A tool result leaves the model's turn open, and whatever comes next is written into it without a role: a user's
-    words, too, so that the model would learn to say them. What `render` refuses is left to it.
-    """
-    problems = []
-    for index in range(1, len(messages)):
-        role = lookup(messages[index], "role")
-        if lookup(messages[index - 1], "role") == "tool" and role in ("user", "developer", "system"):
-            problems.append(
-                f"messages[{index}]: a message of role {role} right after a tool result is written as the model's own "
-                "words; put the assistant's answer to that result before it"
-            )
-    return problems
 
 
 def _text_problems(value: Any, path: str, depth: int = 1) -> Iterator[str]:
