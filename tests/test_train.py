@@ -103,7 +103,7 @@ def test_the_resolved_config_repeats_the_run(finished, run_cli):
 
 def test_loads_without_this_package(finished, tiny_base):
     """transformers and peft alone: same greedy call as the program's own engine."""
-    folder, run, _ = finished
+    _, run, _ = finished
     script = """
 import sys
 sys.modules["fitcoach_tune"] = None  # an import of the package would fail

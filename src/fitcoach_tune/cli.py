@@ -154,7 +154,7 @@ def prepare_verb(
     if show:
         from fitcoach_tune.show import show_rows
 
-        tokenizer = models.load_tokenizer(models.resolve(chosen.model, chosen.model_revision, ui.note).path)
+        tokenizer = models.load_tokenizer(models.resolve(chosen.model, chosen.model_revision, ui).path)
         _print_rich(*show_rows(prepared, tokenizer, show))
     ui.note(prepare.summary(manifest))
     print(prepared.path)
@@ -224,7 +224,7 @@ def eval_verb(
         _print_rich(*report.as_tables(found))
 
 
-@verb("model", "device", "max_new_tokens")
+@verb("model", "tools", "device", "max_new_tokens")
 def infer_verb(
     *,
     settings: dict[str, Any],
@@ -241,6 +241,7 @@ def infer_verb(
     caller = FunctionCaller.from_adapter(
         default_adapter(adapter),
         model=settings["model"],
+        tools=settings["tools"],
         device=chosen.device,
         max_new_tokens=chosen.max_new_tokens,
         ui=Console(quiet),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -23,7 +24,7 @@ class Console:
     def err(self) -> RichConsole:
         from rich.console import Console as RichConsole
 
-        return RichConsole(stderr=True, quiet=self.quiet, highlight=False, soft_wrap=True)
+        return RichConsole(file=sys.stderr, quiet=self.quiet, highlight=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """A line about what happens."""

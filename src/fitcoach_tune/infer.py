@@ -10,6 +10,7 @@ from fitcoach_tune import functiongemma, models, runs
 from fitcoach_tune.console import SILENT, Console
 from fitcoach_tune.errors import ConfigError
 from fitcoach_tune.functiongemma import Call, ParseError
+from fitcoach_tune.tools import read_tools
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -75,17 +76,25 @@ class FunctionCaller:
         adapter: str,
         *,
         model: str | None = None,
+        tools: str | None = None,
         device: str = "auto",
         max_new_tokens: int = 128,
         ui: Console = SILENT,
     ) -> FunctionCaller:
         """Load an adapter from a folder or the Hub, on its own base model or on `model`.
 
+        Args:
+            tools: other tools than those it was trained with: a JSON file, `module:object` or `builtin:fitness`.
+
         Raises:
-            AccessError, MismatchError, DeviceError: see `runs.open_run`, `models.resolve` and `make_backend`.
+            AccessError, DataError, DeviceError, MismatchError: see `runs.open_run`, `read_tools`, `models.resolve` and
+                `make_backend`.
         """
         run = runs.open_run(adapter)
-        prompt = run.prompt()
+        given = read_tools(tools) if tools else None
+        prompt = run.prompt(given)
+        if given and prompt["trained_with"] not in (None, given):
+            ui.warn("these are not the tools that the adapter was trained with")
         loaded, tokenizer = load_tuned(run, model, device, ui)
         return cls(loaded, tokenizer, prompt["tools"], prompt["developer"], max_new_tokens)
 
@@ -145,7 +154,7 @@ def load_tuned(
     from fitcoach_tune.training.adapter import load_adapter
 
     name, revision = run.base_name
-    base = models.resolve(model or name, None if model else revision, ui.note)
+    base = models.resolve(model or name, None if model else revision, ui)
     runs.check_base(run, base)
     tokenizer = models.load_tokenizer(run.path if (run.path / "tokenizer.json").is_file() else base.path)
     loaded = load_adapter(models.load_model(base, run.dtype), run.path)

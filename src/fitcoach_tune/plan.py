@@ -33,7 +33,7 @@ def dry_run(config: Config, ui: Console = SILENT) -> dict[str, Any]:
         prepared = _prepared(config, Path(scratch) / "set", ui)
         given = config.data
         config = with_data_settings(config, prepared)
-        base = models.resolve(config.model, config.model_revision, ui.note)
+        base = models.resolve(config.model, config.model_revision, ui)
         prepare.check_base(prepared, base)
         backend = make_backend(config.device, config.num_devices)
         try:

@@ -299,7 +299,7 @@ def prepare(config: Config, ui: Console = SILENT, target: Path | None = None) ->
     tools = dataset.read_tools(config.tools) if config.tools else None
     examples, source = dataset.read_examples(config.dataset, tools=tools, revision=config.revision)
     dataset.validate(examples)
-    base = models.resolve(config.model, config.model_revision, ui.note)
+    base = models.resolve(config.model, config.model_revision, ui)
     tokenizer = models.load_tokenizer(base.path)
     with ui.bar("tokenizing", len(examples)) as update:
         rows = []

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitcoach_tune import files, hub, models
+from fitcoach_tune import files, functiongemma, hub, models
 from fitcoach_tune.errors import AccessError, MismatchError
 from fitcoach_tune.training.names import CONFIG_NAME, WEIGHTS_NAME
 
@@ -42,18 +42,24 @@ class Run:
     def dtype(self) -> str:
         return self.record.get("config", {}).get("dtype", "bf16")
 
-    def prompt(self) -> dict[str, Any]:
-        """The developer text and tools that the adapter was trained with: {"developer": …, "tools": […]}.
+    def prompt(self, tools: list[dict] | None = None) -> dict[str, Any]:
+        """What stands before a question: {"developer": …, "tools": […], "trained_with": […] or None}.
+
+        Args:
+            tools: to declare instead of those that the adapter was trained with.
 
         Raises:
-            MismatchError: the adapter has none, or was trained with several tool sets.
+            MismatchError: no tools are given, and the adapter names none or was trained with several sets of them.
         """
         file = self.path / PROMPT_NAME
-        if not file.is_file():
+        saved = files.read_json(file, "a run directory") if file.is_file() else None
+        if not saved and not tools:
             raise MismatchError(
                 "this adapter does not say which tools it was trained with", where=str(self.path), hint="give --tools"
             )
-        return files.read_json(file, "a run directory")
+        trained_with = saved["tools"] if saved else None
+        developer = saved["developer"] if saved else functiongemma.TRIGGER
+        return {"developer": developer, "tools": tools or trained_with, "trained_with": trained_with}
 
 
 def open_run(name: str) -> Run:

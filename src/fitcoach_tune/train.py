@@ -68,7 +68,7 @@ def _train(config: Config, output: Path, backend: Backend, ui: Console) -> runs.
     with clock.phase("prepare"):
         with backend.first_process_first():
             prepared = ensure_prepared(config, ui)
-            base = models.resolve(config.model, config.model_revision, ui.note)
+            base = models.resolve(config.model, config.model_revision, ui)
         config = with_data_settings(config, prepared)
         prepare.check_base(prepared, base)
     with clock.phase("load"):
@@ -254,6 +254,7 @@ def _record(
         "base": {
             "name": base.name,
             "revision": base.revision,
+            "reference": base.reference,
             "tokenizer_sha256": models.tokenizer_hash(base.path),
             "weights_sha256": models.weights_hash(base.path),
         },

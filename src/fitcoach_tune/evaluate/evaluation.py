@@ -117,7 +117,7 @@ def evaluate(
     if not questions:
         raise ConfigError("the split has no rows", where=f"--split {split}", hint="prepare with a larger --test-size")
     name, revision = run.base_name
-    base = models.resolve(name, revision, ui.note)
+    base = models.resolve(name, revision, ui)
     runs.check_base(run, base)
     prepare.check_base(prepared, base)
     backend = make_backend(config.device)

@@ -36,7 +36,7 @@ def as_json(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def as_tables(evaluation: Evaluation) -> list[RenderableType]:
-    """What the terminal shows: exact-call accuracy by model, then the tuned model's worst mistakes."""
+    """What the terminal shows: the tuned model's worst mistakes, then exact-call accuracy by model."""
     from rich.table import Table
     from rich.text import Text
 
@@ -64,7 +64,7 @@ def as_tables(evaluation: Evaluation) -> list[RenderableType]:
         got = " ".join(describe_call(c) for c in m["got"]) or _shorten(m["raw"])
         wanted = " ".join(describe_call(c) for c in m["gold"]) or "no call"
         wrong.add_row(Text(m["query"]), Text(wanted), Text(got), m["error"])
-    return [table, wrong]
+    return [wrong, table]  # the result last, where the eye is when the program ends
 
 
 def _shorten(text: str, limit: int = 60) -> str:

@@ -137,7 +137,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "{config["output_dir"]}"
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{{base model}}"), folder)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base["reference"]}"), folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
 ```
 

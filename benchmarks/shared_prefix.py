@@ -1,0 +1,118 @@
+"""Training examples per second of the shared-prefix step beside the usual computation, on the real 270M weights.
+
+One process, one machine, the variants in turn, so that what counts is their ratio. The usual computation is what a
+common trainer does: PEFT's LoRA on the same layers, rows padded to a fixed length (or to the longest of the batch),
+logits and cross-entropy at every position; the same rows, dtype and rank, dropout off. Each variant's time is the
+median of `--repeat` steps after one that warms up; a step is forward and backward over one batch.
+
+    python benchmarks/shared_prefix.py --repeat 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fitcoach_tune import models, prepare
+from fitcoach_tune.config import load_config
+from fitcoach_tune.training import adapter, batches
+from fitcoach_tune.training.step import PackedLoss, inputs
+
+TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
+
+
+def timed(step: Callable[[], float], repeat: int) -> tuple[float, float]:
+    """(median seconds, loss per supervised token) of `step`, after one that is not counted."""
+    loss, seconds = step(), []
+    for _ in range(repeat):
+        started = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds), loss
+
+
+def padded_step(model: torch.nn.Module, rows: list, length: int | None) -> Callable[[], float]:
+    """A batch padded to `length` tokens, or to its longest row."""
+    width = length or max(len(row.input_ids) for row in rows)
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for i, row in enumerate(rows):
+        tokens = torch.from_numpy(row.input_ids.astype(np.int64))
+        ids[i, : len(tokens)], mask[i, : len(tokens)] = tokens, 1
+        labels[i, row.supervised] = tokens[row.supervised]
+
+    def step() -> float:
+        loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+def packed_step(model: torch.nn.Module, rows: list, prefix: np.ndarray) -> Callable[[], float]:
+    """The program's own step."""
+    loss_module = PackedLoss(model)
+    count = sum(len(row.supervised) for row in rows)
+
+    def step() -> float:
+        batch = batches.pack(rows, np.arange(len(rows)), prefix, groups=1)
+        loss = loss_module(*inputs(batch, len(prefix), model.config.sliding_window, torch.from_numpy)) / count
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+        return loss.item()
+
+    return step
+
+
+def main() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeat", type=int, default=3, help="counted steps of each variant")
+    parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--json", action="store_true")
+    chosen = parser.parse_args()
+
+    config = load_config("offline")
+    base = models.resolve(config.model)
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = prepare.prepare(config, target=Path(folder) / "set")
+        rows, prefix = [prepared.train[i] for i in range(32)], prepared.prefix.copy()
+        results = []
+
+        def measure(name: str, step: Callable[[], float], size: int) -> None:
+            seconds, loss = timed(step, chosen.repeat)
+            results.append({"variant": name, "batch": size, "examples_per_second": size / seconds, "loss": loss})
+
+        plain = models.load_model(base, chosen.dtype)
+        peft_model = get_peft_model(plain, LoraConfig(r=32, lora_alpha=64, target_modules=TARGETS)).train()
+        measure("padded to 512", padded_step(peft_model, rows[:4], 512), 4)
+        measure("padded to the longest", padded_step(peft_model, rows[:4], None), 4)
+        del plain, peft_model
+        model = models.load_model(base, chosen.dtype)
+        adapter.attach(model, rank=32, alpha=64, dropout=0.0, target_modules=TARGETS, seed=0)
+        for size in (4, 16, 32):
+            measure("shared prefix", packed_step(model.train(), rows[:size], prefix), size)
+    first = results[0]["examples_per_second"]
+    for result in results:
+        result["ratio"] = result["examples_per_second"] / first
+    if chosen.json:
+        print(json.dumps(results, indent=2))
+        return
+    print("| variant | batch | examples/s | ratio | loss |\n| --- | ---: | ---: | ---: | ---: |")
+    for r in results:
+        speed, ratio = f"{r['examples_per_second']:.2f}", f"{r['ratio']:.1f}×"
+        print(f"| {r['variant']} | {r['batch']} | {speed} | {ratio} | {r['loss']:.4f} |")
+
+
+if __name__ == "__main__":
+    main()
