@@ -125,3 +125,30 @@ def run_cli(tmp_path):
         return done
 
     return run
+
+
+QUICK = ["--dtype", "fp32", "--num-train-epochs", "2", "--optim", "adamw", "--learning-rate", "1e-2", "--lora-r", "4"]
+
+
+@pytest.fixture(scope="session")
+def finished_run(tiny_base, tmp_path_factory):
+    """A finished run in a folder of its own: the folder, the run, and what the program printed."""
+    folder = tmp_path_factory.mktemp("finished")
+    rows = [
+        conversation(f"{w} {w}?", ("get_steps", {}))
+        for w in ["one", "two", "three", "four", "five", "six", "seven", "eight"]
+    ]
+    rows += [
+        conversation(f"bed {w}", ("get_sleep", {"days": i}))
+        for i, w in enumerate(["a", "b", "c", "d", "e", "f", "g", "h"])
+    ]
+    (folder / "rows.jsonl").write_text(
+        "".join(json.dumps({"messages": m, "tools": [STEPS, SLEEP]}) + "\n" for m in rows)
+    )
+    arguments = ["train", "--model", tiny_base, "--dataset", "rows.jsonl", "--output-dir", "output/one", *QUICK]
+    done = subprocess.run(
+        [sys.executable, "-m", "fitcoach_tune", *map(str, arguments), "--price-per-hour", "3.6", "--json"],
+        cwd=folder, capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder, folder / "output/one", json.loads(done.stdout)

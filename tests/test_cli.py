@@ -29,7 +29,7 @@ def test_every_setting_is_a_flag_with_its_default_in_the_docs():
     text = (DOCS / "cli.md").read_text(encoding="utf-8")
     assert [name for name in Config.model_fields if flag(name) not in text] == []
     for default in ("Default: 5e-05.", "Default: 32.", "Default: 512.", "Default: adafactor."):
-        assert default in text
+        assert default in " ".join(text.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["--version"]])

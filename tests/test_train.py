@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fitcoach_tune import config as configuration
 
-QUICK = ["--dtype", "fp32", "--num-train-epochs", "2", "--optim", "adamw", "--learning-rate", "1e-2", "--lora-r", "4"]
+from .conftest import QUICK
 
 
 @pytest.fixture
@@ -26,34 +26,8 @@ def train(run_cli, tiny_base, rows_file):
     return run
 
 
-@pytest.fixture(scope="module")
-def finished(tiny_base, tmp_path_factory):
-    """One finished run, with what it printed."""
-    from .conftest import SLEEP, STEPS, conversation
-
-    folder = tmp_path_factory.mktemp("finished")
-    rows = [
-        conversation(f"{w} {w}?", ("get_steps", {}))
-        for w in ["one", "two", "three", "four", "five", "six", "seven", "eight"]
-    ]
-    rows += [
-        conversation(f"bed {w}", ("get_sleep", {"days": i}))
-        for i, w in enumerate(["a", "b", "c", "d", "e", "f", "g", "h"])
-    ]
-    (folder / "rows.jsonl").write_text(
-        "".join(json.dumps({"messages": m, "tools": [STEPS, SLEEP]}) + "\n" for m in rows)
-    )
-    arguments = ["train", "--model", tiny_base, "--dataset", "rows.jsonl", "--output-dir", "output/one", *QUICK]
-    done = subprocess.run(
-        [sys.executable, "-m", "fitcoach_tune", *map(str, arguments), "--price-per-hour", "3.6", "--json"],
-        cwd=folder, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return folder, folder / "output/one", json.loads(done.stdout)
-
-
-def test_the_run_directory(finished, tiny_base):
-    _, run, printed = finished
+def test_the_run_directory(finished_run, tiny_base):
+    _, run, printed = finished_run
     names = {file.name for file in run.iterdir()}
     assert names == {
         "README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja", "config.resolved.yaml",
@@ -83,17 +57,17 @@ def current_umask():
     return mask
 
 
-def test_metrics_have_a_line_a_step(finished):
-    _, run, record = finished
+def test_metrics_have_a_line_a_step(finished_run):
+    _, run, record = finished_run
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all({"loss", "grad_norm", "learning_rate", "examples_per_second", "epoch"} <= line.keys() for line in lines)
     assert lines[-1]["eval_loss"] == record["training"]["eval_losses"][-1]["eval_loss"]
 
 
-def test_the_resolved_config_repeats_the_run(finished, run_cli):
+def test_the_resolved_config_repeats_the_run(finished_run, run_cli):
     """The file that a run leaves is a configuration that gives the same adapter again, bit for bit."""
-    folder, run, _ = finished
+    folder, run, _ = finished_run
     resolved = configuration.load_config(str(run / "config.resolved.yaml"))
     assert resolved.learning_rate == 1e-2
     run_cli("train", "--config", run / "config.resolved.yaml", "--output-dir", "output/again", cwd=folder, check=True)
@@ -101,9 +75,9 @@ def test_the_resolved_config_repeats_the_run(finished, run_cli):
     assert all((first[k] == second[k]).all() for k in first)
 
 
-def test_loads_without_this_package(finished, tiny_base):
+def test_loads_without_this_package(finished_run, tiny_base):
     """transformers and peft alone: same greedy call as the program's own engine."""
-    _, run, _ = finished
+    _, run, _ = finished_run
     script = """
 import sys
 sys.modules["fitcoach_tune"] = None  # an import of the package would fail
@@ -132,8 +106,8 @@ print(tokenizer.decode(out[0, inputs["input_ids"].shape[1]:]), end="")
     assert len(plain.stdout) > 10
 
 
-def test_a_finished_run_is_not_overwritten(finished, run_cli, tiny_base):
-    folder, run, _ = finished
+def test_a_finished_run_is_not_overwritten(finished_run, run_cli, tiny_base):
+    folder, run, _ = finished_run
     before = {f.name: f.read_bytes() for f in run.iterdir()}
     done = run_cli("train", "--model", tiny_base, "--dataset", "rows.jsonl", "--output-dir", "output/one", cwd=folder)
     assert done.returncode == 6
