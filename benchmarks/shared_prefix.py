@@ -2,8 +2,8 @@
 
 One process, one machine, the variants in turn, so that what counts is their ratio. The usual computation is what a
 common trainer does: PEFT's LoRA on the same layers, rows padded to a fixed length (or to the longest of the batch),
-logits and cross-entropy at every position; the same rows, dtype and rank, dropout off. Each variant's time is the
-median of `--repeat` steps after one that warms up; a step is forward and backward over one batch.
+logits and cross-entropy at every position; the same rows, dtype and rank, dropout off. A step is forward and
+backward over one batch; the variants take turns, and each one's time is the median of its `--repeat` steps.
 
     python benchmarks/shared_prefix.py --repeat 3
 """
@@ -29,14 +29,32 @@ from fitcoach_tune.training.step import PackedLoss, inputs
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj"]
 
 
-def timed(step: Callable[[], float], repeat: int) -> tuple[float, float]:
-    """(median seconds, loss per supervised token) of `step`, after one that is not counted."""
-    loss, seconds = step(), []
+def measure(variants: dict[tuple[str, int], Callable[[], float]], repeat: int) -> list[dict]:
+    """Time the variants in turn, round by round, so that a machine that slows down slows all of them.
+
+    Args:
+        variants: steps by (name, rows in its batch); a step returns its loss per supervised token.
+        repeat: counted rounds, after one that warms up.
+    """
+    losses = {key: step() for key, step in variants.items()}
+    seconds: dict[tuple[str, int], list[float]] = {key: [] for key in variants}
     for _ in range(repeat):
-        started = time.perf_counter()
-        step()
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds), loss
+        for key, step in variants.items():
+            started = time.perf_counter()
+            step()
+            seconds[key].append(time.perf_counter() - started)
+    speeds = {key: key[1] / statistics.median(taken) for key, taken in seconds.items()}
+    first = next(iter(speeds.values()))
+    return [
+        {
+            "variant": name,
+            "batch": size,
+            "examples_per_second": speed,
+            "ratio": speed / first,
+            "loss": losses[name, size],
+        }
+        for (name, size), speed in speeds.items()
+    ]
 
 
 def padded_step(model: torch.nn.Module, rows: list, length: int | None) -> Callable[[], float]:
@@ -87,24 +105,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         prepared = prepare.prepare(config, target=Path(folder) / "set")
         rows, prefix = [prepared.train[i] for i in range(32)], prepared.prefix.copy()
-        results = []
-
-        def measure(name: str, step: Callable[[], float], size: int) -> None:
-            seconds, loss = timed(step, chosen.repeat)
-            results.append({"variant": name, "batch": size, "examples_per_second": size / seconds, "loss": loss})
-
-        plain = models.load_model(base, chosen.dtype)
-        peft_model = get_peft_model(plain, LoraConfig(r=32, lora_alpha=64, target_modules=TARGETS)).train()
-        measure("padded to 512", padded_step(peft_model, rows[:4], 512), 4)
-        measure("padded to the longest", padded_step(peft_model, rows[:4], None), 4)
-        del plain, peft_model
-        model = models.load_model(base, chosen.dtype)
-        adapter.attach(model, rank=32, alpha=64, dropout=0.0, target_modules=TARGETS, seed=0)
-        for size in (4, 16, 32):
-            measure("shared prefix", packed_step(model.train(), rows[:size], prefix), size)
-    first = results[0]["examples_per_second"]
-    for result in results:
-        result["ratio"] = result["examples_per_second"] / first
+        with models.quiet_libraries():
+            usual = get_peft_model(
+                models.load_model(base, chosen.dtype), LoraConfig(r=32, lora_alpha=64, target_modules=TARGETS)
+            ).train()
+        own = models.load_model(base, chosen.dtype)
+        adapter.attach(own, rank=32, alpha=64, dropout=0.0, target_modules=TARGETS, seed=0)
+        own.train()
+        results = measure(
+            {
+                ("padded to 512", 4): padded_step(usual, rows[:4], 512),
+                ("padded to the longest", 4): padded_step(usual, rows[:4], None),
+                **{("shared prefix", size): packed_step(own, rows[:size], prefix) for size in (4, 16, 32)},
+            },
+            chosen.repeat,
+        )
     if chosen.json:
         print(json.dumps(results, indent=2))
         return

@@ -235,8 +235,9 @@ def infer_verb(
     quiet: QuietFlag = False,
 ) -> None:
     """Ask a fine-tuned model one question and print the call that it makes."""
-    from fitcoach_tune.infer import FunctionCaller, default_adapter, describe_call
+    from fitcoach_tune.infer import FunctionCaller, check_query, default_adapter, describe_call
 
+    check_query(query)  # before a model is loaded for nothing
     chosen = load_config(config, settings)
     caller = FunctionCaller.from_adapter(
         default_adapter(adapter),

@@ -15,7 +15,7 @@ from fitcoach_tune.tools import read_tools
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Stands for the user's text while the prompt around it is rendered; a private-use character that the text cannot hold.
+# Stands for the user's text while the prompt around it is rendered; private-use characters that no tool holds.
 _SLOT = "\uf8ff\ue000\uf8ff"
 
 
@@ -117,24 +117,36 @@ class FunctionCaller:
         """
         from fitcoach_tune.evaluate.generate import encode_literally
 
-        text = query.strip().replace(_SLOT, "")
-        if not text:
-            raise ConfigError(
-                "there is nothing to ask", where="the query", hint='fitcoach-tune infer "How many steps?"'
-            )
+        text = check_query(query)
         if any(token.content in text for token in self.tokenizer.added_tokens_decoder.values() if token.special):
             ids = self._encode(self._before) + encode_literally(self.tokenizer, text) + self._encode(self._after)
         else:
             ids = self._encode(self._before + text + self._after)
-        room = self._generator.model.config.max_position_embeddings - self.max_new_tokens
+        room = max(0, self._generator.model.config.max_position_embeddings - self.max_new_tokens)
         if len(ids) > room:
             raise ConfigError(
-                f"the prompt has {len(ids)} tokens, and {room} fit", where="the query", hint="ask it shorter"
+                f"the prompt has {len(ids)} tokens, and {room} fit before an answer of {self.max_new_tokens}",
+                where="the query",
+                hint="ask it shorter, or lower --max-new-tokens",
             )
         return ids
 
     def _encode(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def check_query(query: str) -> str:
+    """The question as it is asked, without the space around it.
+
+    Raises:
+        ConfigError: it is empty, or not text.
+    """
+    text = query.strip()
+    if not text:
+        raise ConfigError("there is nothing to ask", where="the query", hint='fitcoach-tune infer "How many steps?"')
+    if any("\ud800" <= c <= "\udfff" for c in text):  # what Python makes of an argument with other bytes than UTF-8
+        raise ConfigError("it is not UTF-8 text", where="the query", hint="set the terminal's encoding to UTF-8")
+    return text
 
 
 def read_answer(raw: str) -> Answer:
@@ -153,8 +165,8 @@ def load_tuned(
     from fitcoach_tune.backends import make_backend
     from fitcoach_tune.training.adapter import load_adapter
 
-    name, revision = run.base_name
-    base = models.resolve(model or name, None if model else revision, ui)
+    name, revision = (model, None) if model else run.base_name
+    base = models.resolve(name, revision, ui)
     runs.check_base(run, base)
     tokenizer = models.load_tokenizer(run.path if (run.path / "tokenizer.json").is_file() else base.path)
     loaded = load_adapter(models.load_model(base, run.dtype), run.path)

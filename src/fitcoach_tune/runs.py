@@ -35,8 +35,11 @@ class Run:
         """The base model's name and revision."""
         if base := self.record.get("base"):
             return base["name"], base["revision"]
-        config = files.read_json(self.path / CONFIG_NAME, "an adapter")
-        return config["base_model_name_or_path"], config.get("revision")
+        config = _read_object(self.path / CONFIG_NAME, "an adapter")
+        name = config.get("base_model_name_or_path")
+        if not isinstance(name, str) or not name:
+            raise MismatchError("the adapter does not name its base model", where=str(self.path), hint="give --model")
+        return name, config.get("revision")
 
     @property
     def dtype(self) -> str:
@@ -79,13 +82,21 @@ def open_run(name: str) -> Run:
         raise MismatchError(
             "this folder holds no finished adapter", where=str(path), hint="train to the end, or name another folder"
         )
-    record = files.read_json(path / RUN_NAME, "a run directory") if (path / RUN_NAME).is_file() else {}
+    _read_object(path / CONFIG_NAME, "an adapter")
+    record = _read_object(path / RUN_NAME, "a run directory") if (path / RUN_NAME).is_file() else {}
     for file, expected in record.get("files", {}).items():
         if (path / Path(file).name).is_file() and files.sha256_file(path / Path(file).name) != expected:
             raise MismatchError(
                 f"{file} has changed since it was saved", where=str(path), hint="train or download it again"
             )
     return Run(name, path, record)
+
+
+def _read_object(path: Path, what: str) -> dict[str, Any]:
+    value = files.read_json(path, what)
+    if not isinstance(value, dict):
+        raise MismatchError(f"{what} is damaged: the file holds no JSON object", where=str(path))
+    return value
 
 
 def newest_run(folder: Path = RUNS_FOLDER) -> str:

@@ -43,6 +43,26 @@ def test_equals_transformers(make_tiny, prefix, window):
     assert [generator.generate([p], 40)[0] for p in prompts] == expected
 
 
+@pytest.mark.parametrize("window", [8, 512])
+def test_long_prompts_run_in_parts(make_tiny, monkeypatch, window):
+    """Rows that end in the first part, at its edge and in later ones; only the parts' own queries exist at a time."""
+    model = make_tiny(window=window)
+    head, prompts = make_prompts(20, [1300, 3, 512, 513, 1024])
+    expected = [by_transformers(model, p, 12) for p in prompts]
+    generator = generate.Generator(model)
+    generator.warm(head)
+    widths = []
+    attend = generate.RowCache.attend
+
+    def watched(self, query, *args, **kwargs):
+        widths.append(query.shape[2])
+        return attend(self, query, *args, **kwargs)
+
+    monkeypatch.setattr(generate.RowCache, "attend", watched)
+    assert generator.generate(prompts, 12) == expected
+    assert max(widths) == 512
+
+
 def test_rows_stop_on_their_own(make_tiny):
     """Some rows must stop early for this to mean anything: stop tokens are made likely."""
     model = make_tiny(seed=3)

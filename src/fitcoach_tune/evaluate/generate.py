@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 STOP_IDS = frozenset(functiongemma.CONTROL_TOKENS[token] for token in functiongemma.STOP_TOKENS)
 _GROW = 32
+# Prompt tokens behind the prefix that run at once: what bounds the memory of attention over a very long prompt.
+_AT_ONCE = 512
 
 
 @dataclass
@@ -144,9 +146,15 @@ class Generator:
         ids = torch.zeros(len(tails), int(lengths.max()), dtype=torch.long)
         for i, tail in enumerate(tails):
             ids[i, : len(tail)] = torch.tensor(tail)
+        ids = ids.to(self.device)
         slots = torch.arange(ids.shape[1], device=self.device).expand(len(tails), -1)
-        hidden = hidden_states(self.model, ids.to(self.device), cache.at(slots), cache)
-        last = hidden[torch.arange(len(tails), device=self.device), lengths - 1]
+        last = self.model.lm_head.weight.new_zeros(len(tails), self.model.config.hidden_size)
+        for start in range(0, ids.shape[1], _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            hidden = hidden_states(self.model, ids[:, part], cache.at(slots[:, part]), cache)
+            ends = lengths - 1 - start  # where a row's last token stands in this part, if it does
+            found = hidden[torch.arange(len(tails), device=self.device), ends.clamp(0, hidden.shape[1] - 1)]
+            last = torch.where(((ends >= 0) & (ends < hidden.shape[1]))[:, None], found, last)
         return self._decode(cache, last, lengths, max_new_tokens, on_finished)
 
     def _decode(
@@ -183,22 +191,9 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 def encode_literally(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Tokenize text of a user such that it can never give a control token.
 
-    Each added token that the text spells is cut behind its first character, and the pieces are tokenized apart: they
-    decode to the same text.
+    A control token that the text spells is tokenized as any other letters; the ids decode to the same text.
     """
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-    if not special.intersection(ids):
-        return ids
-    pieces, rest = [], text
-    while rest:
-        found = [(at, token) for i in special if (at := rest.find(token := tokenizer.convert_ids_to_tokens(i))) >= 0]
-        if not found:
-            break
-        at, _ = min(found)
-        pieces.append(rest[: at + 1])
-        rest = rest[at + 1 :]
-    return [i for piece in [*pieces, rest] if piece for i in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+    return tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> list[int]:
