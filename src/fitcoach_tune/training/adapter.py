@@ -144,6 +144,8 @@ def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
         ["bias"] if config.get("bias", "none") != "none" else []
     )
     where = str(folder / CONFIG_NAME)
+    if not isinstance(config.get("lora_alpha"), int | float):
+        raise MismatchError("the adapter's configuration does not give lora_alpha", where=where)
     if config.get("peft_type") != "LORA" or unsupported:
         kind = f"uses {', '.join(unsupported)}" if unsupported else f"is of type {config.get('peft_type')}"
         raise MismatchError(
