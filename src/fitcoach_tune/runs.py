@@ -65,8 +65,10 @@ class Run:
         return {"developer": developer, "tools": tools or trained_with, "trained_with": trained_with}
 
 
-def open_run(name: str) -> Run:
+def open_run(name: str, option: str = "--adapter") -> Run:
     """Open an adapter from a folder or from the Hub (`owner/name` or `owner/name@revision`), and check its files.
+
+    `option` is the flag that named it, for messages.
 
     Raises:
         AccessError: there is no such folder or repository.
@@ -75,7 +77,7 @@ def open_run(name: str) -> Run:
     path = Path(name).expanduser()
     if not path.is_dir():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise AccessError("no such folder", where=f"--adapter {name}", hint="train first, or name a finished run")
+            raise AccessError("no such folder", where=f"{option} {name}", hint="train first, or name a finished run")
         repo_id, _, revision = name.partition("@")
         path = hub.download(repo_id, revision or None, _ADAPTER_FILES, what="adapter")
     if not (path / CONFIG_NAME).is_file() or not (path / WEIGHTS_NAME).is_file():

@@ -47,6 +47,8 @@ STEPS, SLEEP, GOAL = call("steps"), call("sleep", days=7), call("goal", of="step
         ("I cannot.<end_of_turn>", [STEPS], "no_call"),
         ("", [STEPS], "no_call"),
         (said(STEPS), [], "unexpected_call"),
+        ("\n\n", [], "no_answer"),
+        ("<end_of_turn>", [], "no_answer"),
         (said(call("sleep", days=8)), [SLEEP], "value_error"),
         (said(call("sleep")), [SLEEP], "value_error"),
         (said(call("sleep", days=7, more=1)), [SLEEP], "value_error"),

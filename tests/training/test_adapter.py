@@ -122,6 +122,7 @@ def set_config(**values):
     (zero_b, "every LoRA B is zero"),
     (truncate, "not a readable adapter"),
     (lose_half_a_layer, "does not fit this model"),
+    (set_config(lora_alpha=None), "lora_alpha"),
     (set_config(use_dora=True), "use_dora"),
     (set_config(bias="all"), "bias"),
     (set_config(peft_type="IA3"), "IA3"),

@@ -111,7 +111,7 @@ def evaluate(
     from fitcoach_tune.training.adapter import load_adapter
 
     run = runs.open_run(adapter)
-    others = [] if baseline in ("base", "none") else [runs.open_run(baseline)]
+    others = [] if baseline in ("base", "none") else [runs.open_run(baseline, "--baseline")]
     prepared = _matching_set(run, data)
     questions = [q for name in (("train", "test") if split == "all" else (split,)) for q in _questions(prepared, name)]
     if not questions:

@@ -16,7 +16,8 @@ class Verdict:
     Attributes:
         error: None if the answer is right, else the kind of mistake, in the terms of the Berkeley Function-Calling
             Leaderboard (Patil et al. 2025): decoder_failed, invented_func_name, wrong_func_name, wrong_count,
-            value_error; and no_call, unexpected_call where it called nothing or should not have called.
+            value_error; and no_call, unexpected_call, no_answer where it called nothing, should not have called, or said
+            nothing at all.
         calls: the parsed calls; empty if the answer could not be parsed.
         text: what the answer says besides calls.
     """
@@ -74,6 +75,8 @@ def judge(raw: str, gold: Sequence[Call], declared: Sequence[str]) -> Verdict:
         answer = parse(raw)
     except ParseError:
         return Verdict("decoder_failed", (), raw)
+    if not gold and not answer.calls and not answer.text:
+        return Verdict("no_answer", (), "")
     return Verdict(_error(answer.calls, gold, declared), answer.calls, answer.text)
 
 
