@@ -20,7 +20,7 @@ LAYERS = (
     ("errors", "files", "console", "config", "strict_json", "training.names"),
     ("functiongemma", "dataset", "tool", "tools", "fitness", "hub", "models", "runs", "splits"),
     ("backends", "training", "evaluate"),
-    ("prepare", "train", "plan", "infer", "show", "evaluate.evaluation", "evaluate.report"),
+    ("prepare", "prepared_set", "train", "plan", "infer", "show", "evaluate.evaluation", "evaluate.report"),
     ("cli",),
     ("__main__",),
 )

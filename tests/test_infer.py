@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from fitcoach_tune import cli, functiongemma, infer, models, prepare, runs
+from fitcoach_tune import cli, functiongemma, infer, models, prepare, prepared_set, runs
 from fitcoach_tune.dataset import Example, read_examples
 from fitcoach_tune.errors import AccessError, ConfigError
 from fitcoach_tune.functiongemma import CONTROL_TOKENS, TRIGGER, Call
@@ -273,7 +273,7 @@ def test_no_control_token_of_the_vocabulary_can_be_spelt(caller):
 
 def test_the_prompt_is_the_one_that_was_trained(caller, run_folder):
     recorded = json.loads((run_folder / runs.RUN_NAME).read_text())["data"]["path"]
-    prepared = prepare.open_set(run_folder.parents[1] / recorded)
+    prepared = prepared_set.open_set(run_folder.parents[1] / recorded)
     asked = 0
     for rows in (prepared.train, prepared.test):
         for i in range(len(rows)):

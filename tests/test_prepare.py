@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fitcoach_tune import functiongemma, models, prepare
+from fitcoach_tune import functiongemma, models, prepare, prepared_set
 from fitcoach_tune.config import Config
 from fitcoach_tune.dataset import Example
 from fitcoach_tune.errors import DataError, MismatchError, OutputError
@@ -153,10 +153,10 @@ def test_a_changed_file_is_refused(base_config, name):
     file = prepared.path / name
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     with pytest.raises(MismatchError, match=f"{name} has changed"):
-        prepare.open_set(prepared.path)
+        prepared_set.open_set(prepared.path)
     file.unlink()
     with pytest.raises(MismatchError, match=f"{name} is missing"):
-        prepare.open_set(prepared.path)
+        prepared_set.open_set(prepared.path)
 
 
 def test_another_tokenizer_is_refused(base_config, tiny_base, tmp_path):
@@ -166,7 +166,7 @@ def test_another_tokenizer_is_refused(base_config, tiny_base, tmp_path):
     text = (tiny_base / "tokenizer.json").read_text(encoding="utf-8")
     (other / "tokenizer.json").write_text(text.replace("<unused50>", "<unused50x>"), encoding="utf-8")
     with pytest.raises(MismatchError, match="prepared with the tokenizer of"):
-        prepare.check_base(prepared, models.Base("other", None, other))
+        prepared_set.check_base(prepared, models.Base("other", None, other))
 
 
 def test_a_folder_that_is_no_set_is_left_alone(base_config, tmp_path):
@@ -182,7 +182,7 @@ def test_a_failed_prepare_keeps_the_older_set(base_config, rows_file):
     rows_file.write_text(rows_file.read_text() + "{broken\n")
     with pytest.raises(DataError, match=re.escape("rows.jsonl:21")):
         prepare.prepare(base_config)
-    assert prepare.open_set(Path(base_config.data)).manifest == before
+    assert prepared_set.open_set(Path(base_config.data)).manifest == before
     assert [p.name for p in Path(base_config.data).parent.iterdir()].count("set") == 1
     assert not list(Path(base_config.data).parent.glob("*.incomplete"))
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from fitcoach_tune import config as configuration
 
-from .conftest import QUICK
+from .conftest import QUICK, STEPS, conversation
 
 
 @pytest.fixture
@@ -145,8 +145,22 @@ def test_changed_rows_are_prepared_again(train, tmp_path, rows_file):
     train("-q", check=True)
     rows_file.write_text("".join(rows_file.read_text().splitlines(keepends=True)[:-4]))
     done = train("--force", check=True)
-    assert "has changed since it was prepared" in done.stderr
+    assert "or its tools have changed" in done.stderr
     assert json.loads((tmp_path / "run/run.json").read_text())["data"]["rows"]["read"] == 16
+
+
+def test_changed_tools_are_prepared_again(run_cli, tiny_base, tmp_path):
+    """Rows without tools of their own, and a file of tools whose description changes between two runs."""
+    rows = [conversation(f"walk {w} {w}", ("get_steps", {})) for w in ("alpha", "bravo", "charlie", "delta")]
+    (tmp_path / "bare.jsonl").write_text("".join(json.dumps({"messages": m}) + "\n" for m in rows))
+    flags = ["--model", tiny_base, "--dataset", "bare.jsonl", "--tools", "tools.json", "--output-dir", "run", *QUICK]
+    (tmp_path / "tools.json").write_text(json.dumps([STEPS]))
+    run_cli("train", *flags, "-q", check=True)
+    assert "using the prepared set" in run_cli("train", *flags, "--force", check=True).stderr
+    (tmp_path / "tools.json").write_text(json.dumps([STEPS]).replace("Does get_steps.", "Counts."))
+    done = run_cli("train", *flags, "--force", check=True)
+    assert "or its tools have changed" in done.stderr
+    assert "Counts." in (tmp_path / "run/prompt.json").read_text()
 
 
 def test_a_prepared_set_brings_its_own_settings(run_cli, train, rows_file, tiny_base, tmp_path):

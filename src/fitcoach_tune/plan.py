@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitcoach_tune import models, prepare
+from fitcoach_tune import models, prepare, prepared_set
 from fitcoach_tune.config import Config
 from fitcoach_tune.console import SILENT, Console
 from fitcoach_tune.train import build, with_data_settings
@@ -14,7 +14,7 @@ from fitcoach_tune.train import build, with_data_settings
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from fitcoach_tune.prepare import PreparedSet
+    from fitcoach_tune.prepared_set import PreparedSet
 
 
 def dry_run(config: Config, ui: Console = SILENT) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def dry_run(config: Config, ui: Console = SILENT) -> dict[str, Any]:
         given = config.data
         config = with_data_settings(config, prepared)
         base = models.resolve(config.model, config.model_revision, ui)
-        prepare.check_base(prepared, base)
+        prepared_set.check_base(prepared, base)
         backend = make_backend(config.device, config.num_devices)
         try:
             trainer, parameters = build(config, prepared, base, backend)
@@ -67,8 +67,8 @@ def dry_run(config: Config, ui: Console = SILENT) -> dict[str, Any]:
 
 def _prepared(config: Config, scratch: Path, ui: Console) -> PreparedSet:
     path = Path(config.data) if config.data else prepare.default_path(config)
-    if (path / prepare.MANIFEST).is_file():
-        return prepare.open_set(path)
+    if (path / prepared_set.MANIFEST).is_file():
+        return prepared_set.open_set(path)
     return prepare.prepare(config, ui, scratch)
 
 

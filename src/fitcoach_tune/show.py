@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from transformers import PreTrainedTokenizerBase
 
-    from fitcoach_tune.prepare import PreparedSet
+    from fitcoach_tune.prepared_set import PreparedSet
     from fitcoach_tune.training.batches import TokenizedRow
 
 _SHARED, _PROMPT, _TRAINED = "dim cyan", "white", "bold green"

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitcoach_tune import files, models, prepare, runs
+from fitcoach_tune import files, models, prepare, prepared_set, runs
 from fitcoach_tune.config import Config, to_yaml
 from fitcoach_tune.console import SILENT, Console
 from fitcoach_tune.errors import DataError, OutputError
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from fitcoach_tune.backends.base import Backend
     from fitcoach_tune.models import Base
-    from fitcoach_tune.prepare import PreparedSet
+    from fitcoach_tune.prepared_set import PreparedSet
     from fitcoach_tune.training.core import StepMetrics, Trainer
 
 METRICS_NAME = "metrics.jsonl"
@@ -70,7 +70,7 @@ def _train(config: Config, output: Path, backend: Backend, ui: Console) -> runs.
             prepared = ensure_prepared(config, ui)
             base = models.resolve(config.model, config.model_revision, ui)
         config = with_data_settings(config, prepared)
-        prepare.check_base(prepared, base)
+        prepared_set.check_base(prepared, base)
     with clock.phase("load"):
         trainer, parameters = build(config, prepared, base, backend)
     ui.note(describe_plan(config, prepared, trainer, parameters))
@@ -126,11 +126,11 @@ def _start_output(output: Path, ui: Console) -> None:
 def ensure_prepared(config: Config, ui: Console = SILENT) -> PreparedSet:
     """The configured prepared set; made first if it is not there, or if the rows' file has changed since."""
     path = Path(config.data) if config.data else prepare.default_path(config)
-    if not (path / prepare.MANIFEST).is_file():
+    if not (path / prepared_set.MANIFEST).is_file():
         return prepare.prepare(config, ui, path)
-    prepared = prepare.open_set(path)
-    if config.data is None and prepare.source_changed(prepared, config):
-        ui.note(f"{config.dataset} has changed since it was prepared")
+    prepared = prepared_set.open_set(path)
+    if config.data is None and not prepare.is_current(prepared, config):
+        ui.note(f"{config.dataset} or its tools have changed since they were prepared")
         return prepare.prepare(config, ui, path)
     ui.note(f"using the prepared set {path}")
     return prepared
@@ -249,7 +249,7 @@ def _record(
     return {
         "format": _RUN_FORMAT,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": prepare.versions() | {"python": platform.python_version()},
+        "versions": prepared_set.versions() | {"python": platform.python_version()},
         "device": {"name": backend.name, "hardware": backend.describe(), "count": backend.world_size * backend.groups},
         "base": {
             "name": base.name,

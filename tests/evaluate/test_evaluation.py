@@ -12,7 +12,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fitcoach_tune import cli, functiongemma, models, prepare, runs
+from fitcoach_tune import cli, functiongemma, models, prepare, prepared_set, runs
 from fitcoach_tune.config import load_config
 from fitcoach_tune.evaluate import evaluation, report
 from fitcoach_tune.evaluate.generate import STOP_IDS
@@ -105,7 +105,7 @@ def test_json(program, taught):
     done = program("--adapter", "run", "--json")
     assert done.exit_code == 0, done.stderr
     printed = json.loads(done.stdout)
-    held_out = json.loads((taught / "set" / prepare.MANIFEST).read_text())["rows"]["test"]
+    held_out = json.loads((taught / "set" / prepared_set.MANIFEST).read_text())["rows"]["test"]
     assert printed["n"] == held_out > 0
     assert printed["split"] == "test"
     assert [result["name"] for result in printed["results"]] == ["base", "tuned"]
@@ -118,10 +118,10 @@ def test_json(program, taught):
 
 
 def test_training_shows(found):
-    """The base never calls, so that only the greetings are right; the tuned model knows which tool is meant."""
+    """The base only prints newlines, which is no answer to a greeting; the tuned model knows which tool is meant."""
     base, tuned = found.results
-    assert base.errors == {"no_call": 16}
-    assert base.exact.right == 5
+    assert base.errors == {"no_call": 16, "no_answer": 5}
+    assert base.exact.right == 0
     names = [[call.name for call in verdict.calls] for verdict in tuned.verdicts]
     right = [got == [call.name for call in q.gold] for got, q in zip(names, found.questions, strict=True)]
     assert sum(right) >= 14
@@ -174,13 +174,13 @@ def test_infer_gives_what_was_evaluated(found, taught):
 
 
 def test_rows_that_want_no_call(found):
-    """Right when the model answers in words, wrong when it calls."""
+    """Right when the model answers in words, wrong when it calls or says nothing."""
     seen = Counter()
     for result in found.results:
         for question, verdict in zip(found.questions, result.verdicts, strict=True):
             if not question.gold:
-                assert verdict.right == (not verdict.calls)
-                assert verdict.error in (None, "unexpected_call")
+                assert verdict.right == bool(verdict.text and not verdict.calls)
+                assert verdict.error in (None, "unexpected_call", "no_answer")
                 seen[result.name] += 1
     assert seen == {"base": 5, "tuned": 5}
 
@@ -191,7 +191,7 @@ def test_splits_and_baselines(program, found, taught):
     assert done.exit_code == 0, done.stderr
     assert done.stderr == ""
     printed = json.loads(done.stdout)
-    rows = json.loads((taught / "set" / prepare.MANIFEST).read_text())["rows"]
+    rows = json.loads((taught / "set" / prepared_set.MANIFEST).read_text())["rows"]
     assert printed["n"] == rows["train"]
     other, tuned = printed["results"]
     assert other == {**tuned, "name": "run"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitcoach_tune import models, prepare, runs
+from fitcoach_tune import models, prepared_set, runs
 from fitcoach_tune.config import Config
 from fitcoach_tune.console import SILENT, Console
 from fitcoach_tune.errors import ConfigError, MismatchError
@@ -17,7 +17,7 @@ from fitcoach_tune.functiongemma import Call
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from fitcoach_tune.prepare import PreparedSet
+    from fitcoach_tune.prepared_set import PreparedSet
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def evaluate(
     name, revision = run.base_name
     base = models.resolve(name, revision, ui)
     runs.check_base(run, base)
-    prepare.check_base(prepared, base)
+    prepared_set.check_base(prepared, base)
     backend = make_backend(config.device)
     tokenizer = models.load_tokenizer(base.path)
 
@@ -142,7 +142,7 @@ def _matching_set(run: runs.Run, data: str | None) -> PreparedSet:
     recorded = run.record.get("data")
     if data is None and not recorded:
         raise MismatchError("the adapter does not say what it was trained on", where=str(run.path), hint="give --data")
-    prepared = prepare.open_set(Path(data or recorded["path"]))
+    prepared = prepared_set.open_set(Path(data or recorded["path"]))
     if not recorded:
         return prepared
     names = {"template_sha256": "the chat template", "tools_sha256": "the tools"}

@@ -16,8 +16,8 @@ class Verdict:
     Attributes:
         error: None if the answer is right, else the kind of mistake, in the terms of the Berkeley Function-Calling
             Leaderboard (Patil et al. 2025): decoder_failed, invented_func_name, wrong_func_name, wrong_count,
-            value_error; and no_call, unexpected_call, no_answer where it called nothing, should not have called, or said
-            nothing at all.
+            value_error; and no_call, unexpected_call, no_answer where it called nothing, should not have called, or
+            said nothing at all.
         calls: the parsed calls; empty if the answer could not be parsed.
         text: what the answer says besides calls.
     """
