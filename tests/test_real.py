@@ -42,7 +42,9 @@ def test_loss_and_gradients_equal_the_plain_computation(offline_base, prepared):
     for row in rows:
         ids = torch.from_numpy(row.input_ids.astype(np.int64))[None]
         at = torch.from_numpy(row.supervised)
-        plain = plain + F.cross_entropy(model(input_ids=ids).logits[0, at - 1], ids[0, at], reduction="sum")
+        # In float32 torch's cross-entropy over 262,144 classes is itself off by some 1e-4 in the gradients.
+        logits = model(input_ids=ids).logits[0, at - 1].double()
+        plain = plain + F.cross_entropy(logits, ids[0, at], reduction="sum")
     expected = torch.autograd.grad(plain, parameters)
 
     batch = batches.pack(rows, np.arange(4), prepared.prefix, groups=1)
