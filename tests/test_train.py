@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -226,6 +227,21 @@ def test_tensorboard(train, tmp_path):
 
     events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
     assert [e.step for e in events.Scalars("train/loss")] == [1, 2, 3, 4]
+
+
+def test_trackio(train, tmp_path):
+    done = train("--report-to", "trackio", check=True, TRACKIO_DIR=str(tmp_path / "trackio"))
+    assert done.stdout.strip() == "run"
+    script = (
+        "from trackio.sqlite_storage import SQLiteStorage as s\n"
+        "import json; print(json.dumps([[m['step'], m['loss']] for m in s.get_logs('fitcoach-tune', 'run')]))"
+    )
+    read = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "TRACKIO_DIR": str(tmp_path / "trackio")}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert json.loads(read.stdout) == [[line["step"], line["loss"]] for line in lines]
 
 
 def test_two_processes_give_the_same_adapter_as_one(train, run_cli, tiny_base, rows_file, tmp_path):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,13 +61,18 @@ class _Trackio:
     def __init__(self, folder: Path, config: Config):
         import trackio
 
-        self._run = trackio.init(project="fitcoach-tune", name=folder.name, config=config.model_dump(mode="json"))
+        settings = config.model_dump(mode="json")
+        with contextlib.redirect_stdout(sys.stderr):  # it greets on stdout, which is for data
+            self._run = trackio.init(project="fitcoach-tune", name=folder.name, config=settings)
 
     def log(self, values: dict[str, float], step: int) -> None:
-        self._run.log(values, step=step)
+        self._run.log({name: value for name, value in values.items() if name != "step"}, step=step)
 
     def close(self) -> None:
-        self._run.finish()
+        import trackio
+
+        with contextlib.redirect_stdout(sys.stderr):
+            trackio.finish()  # the run's own finish would be repeated, aloud, when the process ends
 
 
 def _tracker(config: Config, folder: Path) -> _TensorBoard | _Trackio | None:
