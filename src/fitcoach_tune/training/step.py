@@ -36,4 +36,5 @@ def inputs(batch: PackedBatch, prefix: int, window: int, put: Callable[[np.ndarr
 
 def seed_micro_batch(seed: int, step: int, micro: int, rank: int) -> None:
     """Seed dropout from where in the run we are, so that nothing has to be remembered to continue it."""
-    torch.manual_seed(int(np.random.SeedSequence([seed, step, micro, rank]).generate_state(1, np.uint64)[0] >> 1))
+    state = np.random.SeedSequence([seed, step, micro, rank]).generate_state(1, np.uint64)
+    torch.manual_seed(int(state[0]) >> 1)
