@@ -103,11 +103,6 @@ class Config(BaseModel):
             raise ValueError("must be -1 (use the epochs) or at least 1")
         return value
 
-    @property
-    def global_batch_note(self) -> str:
-        """The batch in words, without the device count that only the run knows."""
-        return f"{self.per_device_train_batch_size} per device × {self.gradient_accumulation_steps} micro-batches"
-
 
 def flag(name: str) -> str:
     """The command-line spelling of a setting."""

@@ -67,6 +67,7 @@ class FunctionCaller:
         asked = [*head, {"role": "user", "content": _SLOT}]
         text = make_renderer(tokenizer)(asked, tools, add_generation_prompt=True)
         self._before, self._after = text.split(_SLOT)
+        self._special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         # What every prompt starts with, computed once; the last character may join with the user's first.
         self._shared = self._encode(self._before)[:-1]
 
@@ -118,7 +119,7 @@ class FunctionCaller:
         from fitcoach_tune.evaluate.generate import encode_literally
 
         text = check_query(query)
-        if any(token.content in text for token in self.tokenizer.added_tokens_decoder.values() if token.special):
+        if any(token in text for token in self._special):
             ids = self._encode(self._before) + encode_literally(self.tokenizer, text) + self._encode(self._after)
         else:
             ids = self._encode(self._before + text + self._after)

@@ -15,7 +15,7 @@ from fitcoach_tune.console import SILENT, Console
 from fitcoach_tune.dataset import Example
 from fitcoach_tune.errors import ConfigError, DataError, OutputError
 from fitcoach_tune.prepared_set import FORMAT, MANIFEST, PreparedRow, PreparedSet, open_set, versions, write_set
-from fitcoach_tune.training.batches import TokenizedRow
+from fitcoach_tune.training.batches import TokenizedRow, common_length
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -143,13 +143,7 @@ def common_prefix(rows: Sequence[TokenizedRow]) -> int:
     """Length of the longest common token prefix that leaves every row a prompt token before its first supervised
     one.
     """
-    head = rows[0].input_ids
-    length = min(row.spans[0][0] for row in rows) - 1
-    for row in rows:
-        differs = np.flatnonzero(head[:length] != row.input_ids[:length])
-        if len(differs):
-            length = int(differs[0])
-    return length
+    return common_length((row.input_ids for row in rows), min(row.spans[0][0] for row in rows) - 1)
 
 
 # ---------------------------------------------------------------------------------------------------- the verb

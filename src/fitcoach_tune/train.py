@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import time
 from collections.abc import Iterator
@@ -288,8 +287,3 @@ def _finish(output: Path, record: dict[str, Any], clock: Clock, config: Config) 
         if file.is_file() and file.name[0] != "."
     }
     files.write_atomic(output / runs.RUN_NAME, files.to_json(record))
-
-
-def load_history(output: Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl."""
-    return [json.loads(line) for line in (output / METRICS_NAME).read_text(encoding="utf-8").splitlines()]

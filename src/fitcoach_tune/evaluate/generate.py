@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fitcoach_tune import functiongemma
+from fitcoach_tune.training.batches import common_length
 from fitcoach_tune.training.prefix import attend, causal_attention, hidden_states, sliding_mask, use_layouts
 
 if TYPE_CHECKING:
@@ -183,11 +183,6 @@ class Generator:
         return answers
 
 
-def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Tokenize a rendered prompt, `<bos>` included in the text."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
-
-
 def encode_literally(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Tokenize text of a user such that it can never give a control token.
 
@@ -198,10 +193,5 @@ def encode_literally(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> list[int]:
     """The longest common token prefix that leaves each prompt at least one token."""
-    first = np.asarray(prompts[0])
-    length = min(len(p) for p in prompts) - 1
-    for prompt in prompts[1:]:
-        differs = np.flatnonzero(first[:length] != np.asarray(prompt[:length]))
-        if len(differs):
-            length = int(differs[0])
-    return first[:length].tolist()
+    first = prompts[0]
+    return list(first[: common_length(prompts, min(len(p) for p in prompts) - 1)])

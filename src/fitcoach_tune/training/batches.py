@@ -7,7 +7,7 @@ continue a run, and the number of devices or micro-batches changes nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,6 +56,18 @@ class PackedBatch:
     weights: np.ndarray
     rows: int
     width: int
+
+
+def common_length(sequences: Iterable[Sequence[int] | np.ndarray], limit: int) -> int:
+    """How many tokens, at most `limit`, all sequences have in common at their start; each has at least `limit`."""
+    first = None
+    for sequence in sequences:
+        head = np.asarray(sequence[:limit])
+        if first is None:
+            first = head
+        elif len(differs := np.flatnonzero(first[:limit] != head)):
+            limit = int(differs[0])
+    return limit
 
 
 def epoch_order(rows: int, seed: int, epoch: int) -> np.ndarray:
