@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitcoach_tune import functiongemma, models, runs
@@ -185,4 +184,4 @@ def describe_call(call: Call) -> str:
 
 def default_adapter(adapter: str | None) -> str:
     """The given adapter, or the newest run."""
-    return adapter if adapter else runs.newest_run(Path(runs.RUNS_FOLDER))
+    return adapter or runs.newest_run()
