@@ -5,6 +5,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 TUNE := $(BIN)/fitcoach-tune
 
+# The XLA tests need torch_xla, which there is for Linux on x86-64 alone; elsewhere they are skipped.
+comma := ,
+EXTRAS := offline,dev$(if $(filter Linux/x86_64,$(shell uname -s)/$(shell uname -m)),$(comma)xla)
+
 .PHONY: demo test lint docs clean
 
 demo: $(INSTALLED)
@@ -27,7 +31,7 @@ docs: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[offline,dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@
 
 clean:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("USE_TORCH_XLA", "0")  # as `fitcoach_tune.models` sets it before anything imports transformers
 os.environ.pop("HF_TOKEN", None)  # no test may depend on, or leak, somebody's account
 
 import json

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fitcoach_tune.config import Config, flag, load_config, presets, to_yaml
+from fitcoach_tune.config import LISTS, Config, flag, load_config, presets, to_yaml
 from fitcoach_tune.errors import ConfigError
 
 
@@ -248,7 +248,9 @@ def small(name: str) -> st.SearchStrategy:
     kinds = [a for a in typing.get_args(field.annotation) or (field.annotation,) if a is not type(None)]
     low = next((getattr(m, k) for m in field.metadata for k in ("ge", "gt") if hasattr(m, k)), 0)
     high = next((m.lt for m in field.metadata if hasattr(m, "lt")), None)
-    if name == "target_modules":
+    if kinds == [bool]:
+        return st.booleans()
+    if name in LISTS:
         return st.lists(texts, min_size=1, max_size=3).map(tuple)
     if name == "max_steps":
         return st.just(-1) | st.integers(1, 10**9)

@@ -16,14 +16,14 @@ from typing import Annotated, Any, Literal
 import typer
 
 from fitcoach_tune import __version__
-from fitcoach_tune.config import Config, flag, load_config
+from fitcoach_tune.config import LISTS, Config, flag, load_config
 from fitcoach_tune.console import Console
 from fitcoach_tune.errors import FitcoachTuneError, OutputError
 
 app = typer.Typer(
     name="fitcoach-tune",
     help="Fine-tune FunctionGemma (270M) to turn what people say into the right function call.\n\n"
-    "prepare → train → eval → infer, on GPU or plain CPU. Start with `fitcoach-tune train --config offline`.",
+    "prepare → train → eval → infer, on TPU, GPU or plain CPU. Start with `fitcoach-tune train --config offline`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -32,6 +32,8 @@ app = typer.Typer(
 _DATA = ("dataset", "revision", "tools", "max_length", "excess_length", "test_size", "split")
 _BASE = ("model", "model_revision", "seed")
 _DEVICE = ("device", "num_devices", "dtype")
+# What is switched on or off stands in a panel of its own, and so does the longest name: they would not fit.
+_XLA = ("xla_fsdp_v2", "xla_fsdp_grad_ckpt", "allow_recompile")
 _ADAPTER = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
 _TRAINING = (
     "num_train_epochs",
@@ -52,6 +54,8 @@ _PANELS = {
     **dict.fromkeys(_DATA, "Data"),
     **dict.fromkeys(_BASE, "Base model"),
     **dict.fromkeys(_DEVICE, "Device"),
+    "transformer_layer_cls_to_wrap": "TPU (XLA), layers",
+    **dict.fromkeys(_XLA, "TPU (XLA)"),
     **dict.fromkeys(_ADAPTER, "Adapter"),
     **dict.fromkeys(_TRAINING, "Training"),
 }
@@ -100,11 +104,14 @@ def verb(*settings: str) -> Callable:
 
 def _parameter(name: str) -> inspect.Parameter:
     field = Config.model_fields[name]
-    kind = str if name == "target_modules" else field.annotation
+    kind = str if name in LISTS else field.annotation
     default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
+    spelling = flag(name)
+    if kind is bool:
+        spelling, default = f"{spelling}/--no-{spelling[2:]}", "on" if default else "off"
     # Not Typer's own default: "not given" must stay visible, so that a configuration file can speak.
     text = field.description if default is None else f"{field.description} Default: {default}."
-    option = typer.Option(flag(name), help=text, show_default=False, rich_help_panel=_PANELS.get(name))
+    option = typer.Option(spelling, help=text, show_default=False, rich_help_panel=_PANELS.get(name))
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
@@ -160,7 +167,7 @@ def prepare_verb(
     print(prepared.path)
 
 
-@verb("data", "output_dir", *_BASE, *_DEVICE, *_DATA, *_ADAPTER, *_TRAINING)
+@verb("data", "output_dir", *_BASE, *_DEVICE, "transformer_layer_cls_to_wrap", *_XLA, *_DATA, *_ADAPTER, *_TRAINING)
 def train_verb(
     *,
     settings: dict[str, Any],
@@ -199,7 +206,7 @@ def train_verb(
         print(run.path)
 
 
-@verb("device", "per_device_eval_batch_size", "max_new_tokens")
+@verb("device", "num_devices", "per_device_eval_batch_size", "max_new_tokens")
 def eval_verb(
     *,
     settings: dict[str, Any],
@@ -224,7 +231,7 @@ def eval_verb(
         _print_rich(*report.as_tables(found))
 
 
-@verb("model", "tools", "device", "max_new_tokens")
+@verb("model", "tools", "device", "num_devices", "max_new_tokens")
 def infer_verb(
     *,
     settings: dict[str, Any],
@@ -244,6 +251,7 @@ def infer_verb(
         model=settings["model"],
         tools=settings["tools"],
         device=chosen.device,
+        num_devices=chosen.num_devices,
         max_new_tokens=chosen.max_new_tokens,
         ui=Console(quiet),
     )

@@ -12,11 +12,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fitcoach_tune.errors import ConfigError
 
 Device = Literal["auto", "tpu", "cuda", "mps", "cpu", "xla-cpu"]
+# Settings that are lists of names; as a text, and so as a flag, they are comma-separated.
+LISTS = ("target_modules", "transformer_layer_cls_to_wrap")
 ORIGINAL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 _PLAIN_FLOAT = (
     "tag:yaml.org,2002:float",
@@ -34,8 +36,18 @@ class Config(BaseModel):
     model: str = Field("google/functiongemma-270m-it", description="Base model: a Hub id, a folder, or 'offline'.")
     model_revision: str | None = Field(None, description="Branch, tag or commit of the base model on the Hub.")
     dtype: Literal["bf16", "fp32"] = Field("bf16", description="Precision of the frozen base and of the arithmetic.")
-    device: Device = Field("auto", description="Where to run; auto takes the first there is of cuda, mps, cpu.")
+    device: Device = Field("auto", description="Where to run; auto takes the first there is of tpu, cuda, mps, cpu.")
     num_devices: int | None = Field(None, ge=1, description="Devices to use; all by default.")
+    xla_fsdp_v2: bool = Field(True, strict=True, description="Shard weights and optimizer state over the devices.")
+    xla_fsdp_grad_ckpt: bool = Field(True, strict=True, description="Compute activations again in the backward pass.")
+    transformer_layer_cls_to_wrap: tuple[str, ...] | None = Field(
+        None,
+        min_length=1,
+        description="On XLA: classes of the layers to shard one by one, comma-separated; by default the decoder's.",
+    )
+    allow_recompile: bool = Field(
+        False, strict=True, description="Go on if a graph is compiled in the middle of a run."
+    )
     seed: int = Field(42, ge=0, description="Seed of the split, the adapter's start, the row order and dropout.")
 
     # Data
@@ -83,17 +95,18 @@ class Config(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _split_targets(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("target_modules"), str):
-            names = tuple(part.strip() for part in values["target_modules"].split(",") if part.strip())
-            return {**values, "target_modules": names}
-        return values
+    def _split_lists(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        texts = {name: values[name] for name in LISTS if isinstance(values.get(name), str)}
+        split = {name: tuple(p.strip() for p in text.split(",") if p.strip()) for name, text in texts.items()}
+        return {**values, **split}
 
     @field_validator("*", mode="before")
     @classmethod
-    def _no_booleans(cls, value: Any) -> Any:
-        if isinstance(value, bool):  # which would pass for 0 or 1; YAML reads `no` and `on` as one
-            raise ValueError("must be a number or a text")
+    def _no_booleans(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, bool) and cls.model_fields[info.field_name].annotation is not bool:
+            raise ValueError("must be a number or a text")  # it would pass for 0 or 1; YAML reads `no` and `on` as one
         return value
 
     @field_validator("max_steps")

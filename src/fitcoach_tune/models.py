@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,9 @@ from fitcoach_tune.errors import AccessError, ConfigError, MismatchError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Or accelerate, which transformers and peft import, would import an installed torch_xla and let it choose a device.
+os.environ.setdefault("USE_TORCH_XLA", "0")
 
 OFFLINE = "offline"
 _UNPACKING_STEPS = 4
@@ -94,8 +98,11 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(base: Base, dtype: str) -> PreTrainedModel:
+def load_model(base: Base, dtype: str, *, weights: bool = True) -> PreTrainedModel:
     """Load the plain base model on the CPU, in `bf16` or `fp32`, frozen and in evaluation mode.
+
+    Args:
+        weights: without them the model has shapes and dtypes alone, on torch's meta device.
 
     Raises:
         MismatchError: it is not a Gemma 3 text model, or one with a feature that the training core does not compute.
@@ -103,6 +110,7 @@ def load_model(base: Base, dtype: str) -> PreTrainedModel:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    chosen = torch.bfloat16 if dtype == "bf16" else torch.float32
     with quiet_libraries():
         config = AutoConfig.from_pretrained(base.path)
         if config.model_type != "gemma3_text":
@@ -115,9 +123,11 @@ def load_model(base: Base, dtype: str) -> PreTrainedModel:
             raise MismatchError(
                 "logit soft-capping and bidirectional attention are not supported", where=str(base.path)
             )
-        model = AutoModelForCausalLM.from_pretrained(
-            base.path, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32, use_safetensors=True
-        )
+        if weights:
+            model = AutoModelForCausalLM.from_pretrained(base.path, dtype=chosen, use_safetensors=True)
+        else:
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(config, dtype=chosen)
     return model.requires_grad_(False).eval()
 
 

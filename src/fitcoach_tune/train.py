@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Iterator
@@ -73,11 +74,15 @@ def _train(config: Config, output: Path, backend: Backend, ui: Console) -> runs.
     with clock.phase("load"):
         trainer, parameters = build(config, prepared, base, backend)
     ui.note(describe_plan(config, prepared, trainer, parameters))
+    if backend.compiled:
+        ui.note("the first step is compiled, which can take minutes; the next run of the same shapes finds it cached")
     writes = backend.rank == 0
     with clock.phase("train"):
         if writes:
             _start_output(output, ui)
         history = _run(trainer, output, config, ui, writes)
+    for where in backend.statistics().get("recompiled", []):
+        ui.warn(f"compiled again at {where}")
     tensors = trained_tensors(trainer)
     if not writes:
         return runs.Run(str(output), output, {})
@@ -104,8 +109,9 @@ def _check_output(output: Path, force: bool) -> None:
         )
     if output.exists() and not (output.is_dir() and (_is_ours(output) or not any(output.iterdir()))):
         raise OutputError("it exists and is not a run of this program", where=f"--output-dir {output}")
-    files.write_atomic(output.parent / f".{output.name}.probe", b"")
-    (output.parent / f".{output.name}.probe").unlink()
+    probe = output.parent / f".{output.name}.{os.getpid()}.probe"  # processes that train together all look
+    files.write_atomic(probe, b"")
+    probe.unlink()
 
 
 def _is_ours(output: Path) -> bool:
@@ -122,15 +128,20 @@ def _start_output(output: Path, ui: Console) -> None:
 # ------------------------------------------------------------------------------------------------ building blocks
 
 
-def ensure_prepared(config: Config, ui: Console = SILENT) -> PreparedSet:
-    """The configured prepared set; made first if it is not there, or if the rows' file has changed since."""
-    path = Path(config.data) if config.data else prepare.default_path(config)
+def ensure_prepared(config: Config, ui: Console = SILENT, scratch: Path | None = None) -> PreparedSet:
+    """The configured prepared set; made first if it is not there, or if the rows' file has changed since.
+
+    Args:
+        scratch: where to make it instead, so that what is there stays as it is.
+    """
+    path = prepare.prepared_path(config)
+    target = scratch or path
     if not (path / prepared_set.MANIFEST).is_file():
-        return prepare.prepare(config, ui, path)
+        return prepare.prepare(config, ui, target)
     prepared = prepared_set.open_set(path)
     if config.data is None and not prepare.is_current(prepared, config):
         ui.note(f"{config.dataset} or its tools have changed since they were prepared")
-        return prepare.prepare(config, ui, path)
+        return prepare.prepare(config, ui, target)
     ui.note(f"using the prepared set {path}")
     return prepared
 
@@ -192,8 +203,7 @@ def trained_tensors(trainer: Trainer) -> dict[str, Tensor]:
     """The LoRA tensors on the CPU, by PEFT's keys."""
     from fitcoach_tune.training import adapter
 
-    found = adapter.trained_parameters(trainer.model)
-    return {key: trainer.backend.to_host(value) for key, value in found.items()}
+    return trainer.backend.to_host(adapter.trained_parameters(trainer.model))
 
 
 # ------------------------------------------------------------------------------------------------ the run directory
@@ -249,7 +259,12 @@ def _record(
         "format": _RUN_FORMAT,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": prepared_set.versions() | {"python": platform.python_version()},
-        "device": {"name": backend.name, "hardware": backend.describe(), "count": backend.world_size * backend.groups},
+        "device": {
+            "name": backend.name,
+            "hardware": backend.describe(),
+            "count": backend.world_size * backend.groups,
+            **backend.statistics(),
+        },
         "base": {
             "name": base.name,
             "revision": base.revision,

@@ -14,6 +14,7 @@ from fitcoach_tune.training.batches import (
     epoch_order,
     in_order,
     pack,
+    process_rows,
     steps_per_epoch,
     suffix_width,
     supervised_count,
@@ -102,10 +103,11 @@ def test_two_groups_no_wider_than_needed() -> None:
             [2, 7, 10, 11, 12, 0, 0, 20, 0, 0, 0, 0],
             [2, 7, 30, 31, 32, 33, 34, 0, 0, 0, 0, 0],
         ],
-        # 11 predicts 12, and 12 predicts 13; 20 predicts 21; 30 → 31, 31 → 32, 33 → 34, 34 → 35.
-        gather=[3, 4, 7, 12 + 2, 12 + 3, 12 + 5, 12 + 6],
-        targets=[12, 13, 21, 31, 32, 34, 35],
-        weights=[1] * 7,
+        # 11 predicts 12, and 12 predicts 13; 20 predicts 21; 30 → 31, 31 → 32, 33 → 34, 34 → 35. A missing target
+        # points at the first position behind the prefix.
+        gather=[[3, 4, 7, 2], [2, 3, 5, 6]],
+        targets=[[12, 13, 21, 0], [31, 32, 34, 35]],
+        weights=[[1, 1, 1, 0], [1, 1, 1, 1]],
         rows=2,
         width=5,
     )
@@ -118,10 +120,9 @@ def test_two_groups_of_static_shape() -> None:
             [2, 7, 10, 11, 12, 0, 0, 0, 20, 0, 0, 0, 0, 0],
             [2, 7, 30, 31, 32, 33, 34, 0, 0, 0, 0, 0, 0, 0],
         ],
-        # A missing target points at its row's first position.
-        gather=[3, 4, 2, 2, 8, 8, 8, 8, 16, 17, 19, 20, 22, 22, 22, 22],
-        targets=[12, 13, 0, 0, 21, 0, 0, 0, 31, 32, 34, 35, 0, 0, 0, 0],
-        weights=[1, 1, 0, 0, 1, 0, 0, 0, 1, 1, 1, 1, 0, 0, 0, 0],
+        gather=[[3, 4, 8, 2, 2, 2, 2, 2], [2, 3, 5, 6, 2, 2, 2, 2]],
+        targets=[[12, 13, 21, 0, 0, 0, 0, 0], [31, 32, 34, 35, 0, 0, 0, 0]],
+        weights=[[1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]],
         rows=2,
         width=6,
     )
@@ -131,9 +132,9 @@ def test_without_a_prefix() -> None:
     check(
         pack(ROWS[:2], np.array([1, 0]), np.array([], dtype=np.int64), groups=1),
         input_ids=[[2, 7, 20, 0, 0, 2, 7, 10, 11, 12]],
-        gather=[2, 8, 9],
-        targets=[21, 12, 13],
-        weights=[1, 1, 1],
+        gather=[[2, 8, 9]],
+        targets=[[21, 12, 13]],
+        weights=[[1, 1, 1]],
         rows=2,
         width=5,
     )
@@ -144,7 +145,7 @@ def test_only_padding(static) -> None:
     batch = pack(ROWS, np.full(4, PADDING_ROW), PREFIX, groups=2, static=static)
     assert batch.input_ids.shape == (2, 2 + 2 * (5 if static else 1))
     assert batch.weights.sum() == 0
-    assert (batch.gather < batch.input_ids.size).all()
+    assert (batch.gather < batch.input_ids.shape[1]).all()
 
 
 @st.composite
@@ -180,8 +181,8 @@ def test_following_the_states_recovers_what_each_row_learns(made) -> None:
     assert batch.weights.sum() == supervised_count(rows, chosen)
 
     found: dict[int, list] = {slot: [] for slot in range(len(chosen))}
-    for at, target, weight in zip(batch.gather, batch.targets, batch.weights, strict=True):
-        group, place = divmod(int(at), length)
+    for (group, i), at in np.ndenumerate(batch.gather):
+        place, target, weight = int(at), batch.targets[group, i], batch.weights[group, i]
         slot, offset = divmod(place - len(prefix), batch.width)
         assert 0 <= slot < batch.rows  # a state of the shared prefix belongs to no row
         if weight:
@@ -193,4 +194,41 @@ def test_following_the_states_recovers_what_each_row_learns(made) -> None:
         ids = rows[index].input_ids.tolist()
         assert found[slot] == [(ids[len(prefix) : at], ids[at]) for at in wanted]
     if static:
-        assert len(batch.gather) == len(chosen) * static[1]
+        assert batch.gather.shape == (groups, len(chosen) // groups * static[1])
+
+
+# ------------------------------------------------------------------------------------------------ hosts and devices
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_hosts_and_devices_share_a_batch_without_changing_it(data) -> None:
+    """What the hosts pack for each micro-batch, one behind the other, is what a single host with all devices packs."""
+    hosts, devices = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))
+    micros, per_device = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    size = hosts * devices * micros * per_device
+    rows = batch_rows(len(ROWS), size, seed=data.draw(st.integers(0, 99)), epoch=0, step=0)
+    static = (suffix_width(ROWS, len(PREFIX)), target_width(ROWS))
+    whole = process_rows(rows, micros, 1, 0)
+    shares = [process_rows(rows, micros, hosts, host) for host in range(hosts)]
+    for micro in range(micros):
+        one = pack(ROWS, whole[micro], PREFIX, hosts * devices, static)
+        parts = [pack(ROWS, share[micro], PREFIX, devices, static) for share in shares]
+        for name in one.shapes():
+            together = np.concatenate([getattr(part, name) for part in parts])
+            assert (together == getattr(one, name)).all()
+        assert {len(part.input_ids) for part in parts} == {devices}
+    assert sorted(np.concatenate(shares, axis=None)) == sorted(rows)
+
+
+@pytest.mark.parametrize(
+    ("hosts", "host", "expected"),
+    [
+        (1, 0, [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]),
+        (2, 0, [[0, 1, 2], [6, 7, 8]]),
+        (2, 1, [[3, 4, 5], [9, 10, 11]]),
+        (3, 2, [[4, 5], [10, 11]]),
+    ],
+)
+def test_the_share_of_a_host(hosts, host, expected) -> None:
+    assert process_rows(np.arange(12), 2, hosts, host).tolist() == expected

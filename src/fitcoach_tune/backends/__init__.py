@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fitcoach_tune.errors import DeviceError
@@ -9,25 +11,50 @@ from fitcoach_tune.errors import DeviceError
 if TYPE_CHECKING:
     from fitcoach_tune.backends.base import Backend
 
+# PCI ids of Google's TPUs (v2/v3, v4, v5e, v5p, v6e, v7x), as torch_xla knows them.
+_GOOGLE, _TPUS = "0x1ae0", {"0x0027", "0x005e", "0x0063", "0x0062", "0x006f", "0x0076"}
+
 
 def make_backend(device: str, num_devices: int | None = None) -> Backend:
-    """The backend for a `--device`; `auto` takes the first there is of CUDA, MPS and CPU.
+    """The backend for a `--device`; `auto` takes the first there is of TPU, CUDA, MPS and CPU.
 
     Raises:
-        DeviceError: the device is not there.
+        DeviceError: the device is not there, or what it needs is not installed.
     """
+    if device == "auto":
+        device = _first_there_is()
+    if device in ("tpu", "xla-cpu"):
+        from fitcoach_tune.backends.xla import XlaBackend
+
+        return XlaBackend(device, num_devices)
     import torch
 
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device in ("tpu", "xla-cpu"):
-        raise DeviceError(
-            "training on XLA devices is not part of this release",
-            where=f"--device {device}",
-            hint="use --device auto",
-        )
-    name = next(name for name, found in there.items() if found) if device == "auto" else device
-    if not there[name]:
-        raise DeviceError(f"torch sees no {name} device here", where=f"--device {device}", hint="use --device auto")
+    if not {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}[device]:
+        raise DeviceError(f"torch sees no {device} device here", where=f"--device {device}", hint="use --device auto")
     from fitcoach_tune.backends.torch import TorchBackend
 
-    return TorchBackend(name, num_devices)
+    return TorchBackend(device, num_devices)
+
+
+def _first_there_is() -> str:
+    import torch
+
+    # Hardware decides: a torch_xla that is merely installed is no TPU. On a TPU host without torch_xla the error that
+    # follows names what to install, rather than a TPU standing idle.
+    if has_tpu():
+        return "tpu"
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def has_tpu(pci: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """Is a TPU attached to this machine? Asked of its PCI bus, so that nothing has to be installed or started."""
+    if os.environ.get("PJRT_DEVICE", "TPU") != "TPU":
+        return False  # the user told XLA to leave it alone
+
+    def read(file: Path) -> str:
+        try:
+            return file.read_text().strip()
+        except OSError:
+            return ""
+
+    return any(read(d / "vendor") == _GOOGLE and read(d / "device") in _TPUS for d in pci.glob("*"))

@@ -7,15 +7,20 @@ import os
 import platform
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fitcoach_tune.backends.base import derive_seed
 from fitcoach_tune.errors import DeviceError
+
+if TYPE_CHECKING:
+    from fitcoach_tune.config import Config
 
 
 @contextlib.contextmanager
@@ -35,7 +40,7 @@ class TorchBackend:
     """One process on one device; see `Backend` for the methods."""
 
     groups = 1
-    static_shapes = False
+    compiled = False
 
     def __init__(self, name: str, num_devices: int | None = None):
         self.name = name
@@ -76,6 +81,20 @@ class TorchBackend:
     def place(self, model: nn.Module) -> None:
         model.to(self.device)
 
+    def place_sharded(self, model: nn.Module, config: Config) -> None:
+        self.place(model)
+
+    def place_state(self, optimizer: torch.optim.Optimizer) -> None:
+        for state in optimizer.state.values():
+            # A count stays on the host, where the optimizers read it without waiting for the device.
+            state.update({name: value.to(self.device) for name, value in state.items() if value.dim()})
+
+    def seed(self, *parts: int) -> None:
+        torch.manual_seed(derive_seed(*parts, self.rank))
+
+    def graph(self, kind: str, at: str, shapes: Mapping[str, tuple[int, ...]]) -> AbstractContextManager:
+        return contextlib.nullcontext()
+
     def parallel(self, loss: nn.Module) -> nn.Module:
         if self.world_size == 1:
             return loss
@@ -90,16 +109,23 @@ class TorchBackend:
     def put(self, array: np.ndarray) -> Tensor:
         return torch.from_numpy(array).to(self.device)
 
+    def scalar(self, value: float) -> float:
+        return value
+
     def fetch_sum(self, value: Tensor) -> float:
         if self.world_size > 1:
+            value = value.clone()
             dist.all_reduce(value)
         return value.item()
 
     def end_step(self) -> None:
         pass
 
-    def to_host(self, tensor: Tensor) -> Tensor:
-        return tensor.detach().cpu().clone()
+    def to_host(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+    def statistics(self) -> dict[str, Any]:
+        return {}
 
     def peak_memory(self) -> int:
         if self.name == "cuda":

@@ -44,9 +44,9 @@ class PackedBatch:
 
     Attributes:
         input_ids: int64 [G, P + R·S].
-        gather: int64 [N], indices into the flattened [G · (P + R·S)] positions whose states predict a supervised token.
-        targets: int64 [N], those tokens.
-        weights: float32 [N]; 0 for padding.
+        gather: int64 [G, N], positions in the group whose states predict a supervised token.
+        targets: int64 [G, N], those tokens.
+        weights: float32 [G, N]; 0 for padding.
         rows: R, rows per group; width: S, tokens per suffix.
     """
 
@@ -56,6 +56,10 @@ class PackedBatch:
     weights: np.ndarray
     rows: int
     width: int
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the arrays by name."""
+        return {name: getattr(self, name).shape for name in ("input_ids", "gather", "targets", "weights")}
 
 
 def common_length(sequences: Iterable[Sequence[int] | np.ndarray], limit: int) -> int:
@@ -93,6 +97,15 @@ def in_order(rows: int, batch_size: int) -> Iterator[np.ndarray]:
         yield np.pad(chosen, (0, batch_size - len(chosen)), constant_values=PADDING_ROW)
 
 
+def process_rows(rows: np.ndarray, micros: int, processes: int, process: int) -> np.ndarray:
+    """One process's share of a batch: [micros, rows per micro-batch of the process].
+
+    Each micro-batch is a slice of the batch, and each process has a slice of each micro-batch, so that what a
+    micro-batch holds as a whole does not depend on how many processes and devices share it.
+    """
+    return rows.reshape(micros, processes, -1)[:, process]
+
+
 def supervised_count(data: Sequence[TokenizedRow], chosen: np.ndarray) -> int:
     """Supervised tokens in these rows: what the summed loss of a step is divided by."""
     return sum(end - start for i in chosen if i != PADDING_ROW for start, end in data[i].spans)
@@ -126,27 +139,21 @@ def pack(
     width = static[0] if static else max((row.end - start for row in real), default=1)
     ids = np.zeros((groups, start + per_group * width), dtype=np.int64)
     ids[:, :start] = prefix
-    gather, targets, weights = [], [], []
+    counts = [sum(len(data[i].supervised) for i in part if i != PADDING_ROW) for part in chosen.reshape(groups, -1)]
+    shape = (groups, per_group * static[1] if static else max(counts))
+    # Padding points at the group's first suffix position, with weight 0.
+    gather, targets = np.full(shape, start, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+    filled = [0] * groups
     for slot, index in enumerate(chosen):
+        if index == PADDING_ROW:
+            continue
         group, place = divmod(slot, per_group)
-        at = start + place * width
-        supervised = np.empty(0, dtype=np.int64)
-        if index != PADDING_ROW:
-            row = data[index]
-            ids[group, at : at + row.end - start] = row.input_ids[start : row.end]
-            supervised = row.supervised
-            targets.append(row.input_ids[supervised])
-        missing = static[1] - len(supervised) if static else 0
-        # The state before a token predicts it; padding points at the row's first position with weight 0.
-        base = group * ids.shape[1] + at
-        gather.append(np.concatenate([base + supervised - 1 - start, np.full(missing, base)]))
-        targets.append(np.zeros(missing, dtype=np.int64))
-        weights.append(np.repeat([1.0, 0.0], [len(supervised), missing]))
-    return PackedBatch(
-        ids,
-        np.concatenate(gather).astype(np.int64),
-        np.concatenate(targets).astype(np.int64),
-        np.concatenate(weights).astype(np.float32),
-        per_group,
-        width,
-    )
+        row, at = data[index], start + place * width
+        ids[group, at : at + row.end - start] = row.input_ids[start : row.end]
+        taken = slice(filled[group], filled[group] + len(row.supervised))
+        # The state before a token predicts it.
+        gather[group, taken] = at + row.supervised - 1 - start
+        targets[group, taken] = row.input_ids[row.supervised]
+        filled[group] = taken.stop
+    weights = (np.arange(shape[1]) < np.array(filled)[:, None]).astype(np.float32)
+    return PackedBatch(ids, gather, targets, weights, per_group, width)

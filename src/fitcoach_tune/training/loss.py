@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Positions per chunk: large enough that reading the head's weights once per chunk costs less than multiplying by them.
+# Positions of a group per chunk: enough that reading the head's weights for it costs less than multiplying by them.
 CHUNK = 128
 
 
@@ -20,19 +20,19 @@ class _HeadLoss(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
         wants_grad = ctx.needs_input_grad[0]
         losses, grads = [], []
-        for h, t, w in zip(hidden.split(CHUNK), targets.split(CHUNK), weights.split(CHUNK), strict=True):
+        for h, t, w in zip(hidden.split(CHUNK, -2), targets.split(CHUNK, -1), weights.split(CHUNK, -1), strict=True):
             logits = (h @ head.T).float()
             top = logits.amax(-1, keepdim=True)
-            at_target = logits.gather(-1, t[:, None]) - top
+            at_target = logits.gather(-1, t[..., None]) - top
             exps = logits.sub_(top).exp_()
             norm = exps.sum(-1, keepdim=True)
-            losses.append(((norm.log() - at_target)[:, 0] * w).sum())
+            losses.append(((norm.log() - at_target)[..., 0] * w).sum())
             if wants_grad:
                 # d loss / d logits = w · (softmax - one_hot), written over the exponentials.
-                grad = exps.mul_(w[:, None] / norm).scatter_add_(-1, t[:, None], -w[:, None])
+                grad = exps.mul_(w[..., None] / norm).scatter_add_(-1, t[..., None], -w[..., None])
                 grads.append(grad.to(head.dtype) @ head)
         if wants_grad:
-            ctx.save_for_backward(torch.cat(grads))
+            ctx.save_for_backward(torch.cat(grads, -2))
         return torch.stack(losses).sum()
 
     @staticmethod
@@ -45,10 +45,10 @@ def head_loss(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) ->
     """Weighted sum of the cross-entropies of `hidden @ head.T` against `targets`.
 
     Args:
-        hidden: [N, hidden_size], the states that predict the targets.
+        hidden: [G, N, hidden_size], the states that predict the targets; each of the G groups on a device of its own.
         head: [vocabulary, hidden_size], frozen; gets no gradient.
-        targets: int64 [N].
-        weights: float32 [N]; 0 for padding.
+        targets: int64 [G, N].
+        weights: float32 [G, N]; 0 for padding.
 
     Returns:
         A float32 scalar: the sum in nats, not divided by anything.

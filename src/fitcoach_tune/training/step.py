@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from fitcoach_tune.training.batches import PackedBatch
@@ -25,16 +24,11 @@ class PackedLoss(nn.Module):
         """Shapes as in `PackedBatch`; returns a float32 scalar, in nats, summed over the supervised tokens."""
         positions = packing.position_ids(input_ids.shape[0])
         hidden = hidden_states(self.model, input_ids, positions, packing)
-        return head_loss(hidden.flatten(0, 1)[gather], self.model.lm_head.weight, targets, weights)
+        supervised = hidden.gather(1, gather[..., None].expand(-1, -1, hidden.shape[-1]))
+        return head_loss(supervised, self.model.lm_head.weight, targets, weights)
 
 
 def inputs(batch: PackedBatch, prefix: int, window: int, put: Callable[[np.ndarray], Tensor]) -> tuple:
     """The arguments of `PackedLoss.forward` for a batch; `put` brings an array onto the device."""
     tensors = [put(array) for array in (batch.input_ids, batch.gather, batch.targets, batch.weights)]
     return *tensors, Packing.build(prefix, batch.rows, batch.width, window, tensors[0].device)
-
-
-def seed_micro_batch(seed: int, step: int, micro: int, rank: int) -> None:
-    """Seed dropout from where in the run we are, so that nothing has to be remembered to continue it."""
-    state = np.random.SeedSequence([seed, step, micro, rank]).generate_state(1, np.uint64)
-    torch.manual_seed(int(state[0]) >> 1)
