@@ -14,6 +14,8 @@ from fitcoach_tune.tools import read_tools
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from fitcoach_tune.backends.base import Backend
+
 # Stands for the user's text while the prompt around it is rendered; private-use characters that no tool holds.
 _SLOT = "\uf8ff\ue000\uf8ff"
 
@@ -56,12 +58,13 @@ class FunctionCaller:
         tools: list[dict],
         developer: str,
         max_new_tokens: int = 128,
+        backend: Backend | None = None,
     ):
         from fitcoach_tune.evaluate.generate import Generator
         from fitcoach_tune.prepare import make_renderer
 
         self.tokenizer, self.tools, self.max_new_tokens = tokenizer, tools, max_new_tokens
-        self._generator = Generator(model)
+        self._generator = Generator(model, backend)
         head = [{"role": "developer", "content": developer}] if developer else []
         asked = [*head, {"role": "user", "content": _SLOT}]
         text = make_renderer(tokenizer)(asked, tools, add_generation_prompt=True)
@@ -78,6 +81,7 @@ class FunctionCaller:
         model: str | None = None,
         tools: str | None = None,
         device: str = "auto",
+        num_devices: int | None = None,
         max_new_tokens: int = 128,
         ui: Console = SILENT,
     ) -> FunctionCaller:
@@ -90,13 +94,17 @@ class FunctionCaller:
             AccessError, DataError, DeviceError, MismatchError: see `runs.open_run`, `read_tools`, `models.resolve` and
                 `make_backend`.
         """
+        from fitcoach_tune.backends import make_backend
+
         run = runs.open_run(adapter)
         given = read_tools(tools) if tools else None
         prompt = run.prompt(given)
         if given and prompt["trained_with"] not in (None, given):
             ui.warn("these are not the tools that the adapter was trained with")
-        loaded, tokenizer = load_tuned(run, model, device, ui)
-        return cls(loaded, tokenizer, prompt["tools"], prompt["developer"], max_new_tokens)
+        backend = make_backend(device, num_devices)
+        loaded, tokenizer = load_tuned(run, model, ui)
+        backend.place(loaded)
+        return cls(loaded, tokenizer, prompt["tools"], prompt["developer"], max_new_tokens, backend)
 
     def __call__(self, query: str) -> Answer:
         """Ask. Control tokens in `query` are read as plain text.
@@ -159,10 +167,9 @@ def read_answer(raw: str) -> Answer:
 
 
 def load_tuned(
-    run: runs.Run, model: str | None, device: str, ui: Console = SILENT
+    run: runs.Run, model: str | None, ui: Console = SILENT
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The run's base model (or `model`, if it is the same) with its adapter, on the device, and the run's tokenizer."""
-    from fitcoach_tune.backends import make_backend
+    """The run's base model (or `model`, if it is the same) with its adapter, and the run's tokenizer."""
     from fitcoach_tune.training.adapter import load_adapter
 
     name, revision = (model, None) if model else run.base_name
@@ -170,7 +177,6 @@ def load_tuned(
     runs.check_base(run, base)
     tokenizer = models.load_tokenizer(run.path if (run.path / "tokenizer.json").is_file() else base.path)
     loaded = load_adapter(models.load_model(base, run.dtype), run.path)
-    make_backend(device).place(loaded)
     return loaded, tokenizer
 
 

@@ -17,6 +17,7 @@ from fitcoach_tune.functiongemma import Call
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from fitcoach_tune.backends.base import Backend
     from fitcoach_tune.prepared_set import PreparedSet
 
 
@@ -120,12 +121,12 @@ def evaluate(
     base = models.resolve(name, revision, ui)
     runs.check_base(run, base)
     prepared_set.check_base(prepared, base)
-    backend = make_backend(config.device)
+    backend = make_backend(config.device, config.num_devices)
     tokenizer = models.load_tokenizer(base.path)
 
     def ask(model: PreTrainedModel, label: str) -> Result:
         backend.place(model)
-        return _ask(model, tokenizer, questions, config, label, ui)
+        return _ask(model, tokenizer, questions, config, label, backend, ui)
 
     results = []
     plain = models.load_model(base, run.dtype)
@@ -170,13 +171,19 @@ def _questions(prepared: PreparedSet, split: str) -> list[Question]:
 
 
 def _ask(
-    model: PreTrainedModel, tokenizer: Any, questions: list[Question], config: Config, label: str, ui: Console
+    model: PreTrainedModel,
+    tokenizer: Any,
+    questions: list[Question],
+    config: Config,
+    label: str,
+    backend: Backend,
+    ui: Console,
 ) -> Result:
     from fitcoach_tune.evaluate.generate import STOP_IDS, Generator, common_prefix
 
-    generator = Generator(model)
-    size, done, answers = config.per_device_eval_batch_size, 0, []
-    generator.warm(common_prefix([q.prompt for q in questions]))
+    generator = Generator(model, backend)
+    prompts, done = [q.prompt for q in questions], 0
+    generator.warm(common_prefix(prompts))
     with ui.bar(f"asking the {label} model", len(questions)) as update:
 
         def finished(rows: int) -> None:
@@ -184,9 +191,8 @@ def _ask(
             done += rows
             update(done)
 
-        for start in range(0, len(questions), size):
-            prompts = [q.prompt for q in questions[start : start + size]]
-            answers += generator.generate(prompts, config.max_new_tokens, finished)
+        size = config.per_device_eval_batch_size * backend.groups
+        answers = generator.generate(prompts, config.max_new_tokens, finished, batch_size=size)
     raw = [tokenizer.decode(ids, skip_special_tokens=False) for ids in answers]
     verdicts = [judge(text, q.gold, q.declared) for text, q in zip(raw, questions, strict=True)]
     return Result(label, raw, verdicts, sum(ids[-1] not in STOP_IDS for ids in answers))
