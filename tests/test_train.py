@@ -126,22 +126,6 @@ def test_force_keeps_the_old_run(train, tmp_path):
     assert json.loads((tmp_path / "run/run.json").read_text())["training"]["steps"] == 1
 
 
-def test_dry_run_changes_nothing(train, tmp_path):
-    before = sorted(p.name for p in tmp_path.iterdir())
-    done = train("--dry-run", "--json", "--price-per-hour", "1", check=True)
-    plan = json.loads(done.stdout)
-    assert plan["rows"] == {"train": 14, "test": 6}
-    assert plan["steps"] == 4
-    assert plan["batch_size"] == 8
-    # rank 4 on q (32→64), k and v (32→16), o (64→32), in two layers
-    assert plan["trainable_parameters"] == 2 * 4 * ((32 + 64) + 2 * (32 + 16) + (64 + 32))
-    assert plan["examples_per_second"] > 0
-    assert plan["training_seconds"] == pytest.approx(28 / plan["examples_per_second"], abs=0.1)
-    assert plan["peak_memory_bytes"] > 2**20
-    assert sorted(p.name for p in tmp_path.iterdir()) == before
-    assert "epochs" in train("--dry-run", check=True).stdout
-
-
 def test_changed_rows_are_prepared_again(train, tmp_path, rows_file):
     train("-q", check=True)
     rows_file.write_text("".join(rows_file.read_text().splitlines(keepends=True)[:-4]))

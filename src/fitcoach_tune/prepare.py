@@ -149,10 +149,12 @@ def common_prefix(rows: Sequence[TokenizedRow]) -> int:
 # ---------------------------------------------------------------------------------------------------- the verb
 
 
-def default_path(config: Config) -> Path:
-    """Where a set is prepared when no folder is named: one folder for each combination of the settings that shape
-    it.
+def prepared_path(config: Config) -> Path:
+    """Where the configured set is, or is to be made: the named folder, else one for each combination of the settings
+    that shape it.
     """
+    if config.data:
+        return Path(config.data)
     slug = "".join(c if c.isalnum() else "-" for c in Path(config.dataset).stem.lower()).strip("-") or "set"
     return Path("output/prepared") / f"{slug}-{files.sha256_json(_settings(config))[:8]}"
 
@@ -167,13 +169,12 @@ def prepare(config: Config, ui: Console = SILENT, target: Path | None = None) ->
     """Read, check, render, tokenize, split and write.
 
     Args:
-        target: where to; by default `config.data`, or its default place. An older set there is replaced when the new
-            one is complete.
+        target: where to; by default `prepared_path`. An older set there is replaced when the new one is complete.
 
     Raises:
         DataError, AccessError, ConfigError, OutputError: see the functions that this calls.
     """
-    target = target or (Path(config.data) if config.data else default_path(config))
+    target = target or prepared_path(config)
     if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError("it exists and is not a prepared set", where=str(target), hint="choose another --output-dir")
     ui.note(f"reading {config.dataset}")
