@@ -13,6 +13,8 @@ from fitcoach_tune import functiongemma, models, prepare, prepared_set
 from fitcoach_tune.config import Config
 from fitcoach_tune.dataset import Example
 from fitcoach_tune.errors import DataError, MismatchError, OutputError
+from fitcoach_tune.functiongemma import Call
+from fitcoach_tune.gold import gold_of
 from fitcoach_tune.training.batches import TokenizedRow
 
 from .conftest import SLEEP, STEPS, conversation
@@ -140,6 +142,55 @@ def test_the_set_reads_back(base_config, tokenizer):
     assert [t["function"]["name"] for t in prepared.common_prompt()["tools"]] == ["get_steps", "get_sleep"]
 
 
+def test_the_set_keeps_what_is_acceptable(base_config, rows_file):
+    lines = [json.loads(line) for line in rows_file.read_text().splitlines()]
+    for line in lines[::2]:
+        line["acceptable_answers"] = [{"name": "get_sleep", "arguments": {"days": 1}}, "Which days – all?"]
+    rows_file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prepared = prepare.prepare(base_config)
+    further = gold_of([Call("get_steps", {})], TOOLS, [[Call("get_sleep", {"days": 1})], []])
+    for rows in (prepared.train, prepared.test):
+        for i in range(len(rows)):
+            example = rows.example(i)
+            assert example.acceptable == (further if int(example.origin.split(":")[1]) % 2 else None)
+
+
+def test_a_set_of_the_format_without_it_is_refused(base_config):
+    """Version 1 had no column for it."""
+    prepared = prepare.prepare(base_config)
+    assert prepared.manifest["format"] == 2
+    manifest = prepared.path / prepared_set.MANIFEST
+    manifest.write_text(json.dumps(prepared.manifest | {"format": 1}))
+    with pytest.raises(MismatchError, match=r"not a prepared set of this version(.|\n)*run prepare again"):
+        prepared_set.open_set(prepared.path)
+
+
+def test_rows_of_the_berkeley_leaderboard_are_prepared(base_config, tmp_path):
+    """And the set is stale when the file with their answers changes."""
+    names = ["get_steps", "get_sleep"]
+    rows = [{"id": f"simple_{i}", "question": [[{"role": "user", "content": f"Question {i * 7}?"}]],
+             "function": [tool["function"] for tool in TOOLS]} for i in range(8)]  # fmt: skip
+    values = [{"get_steps": {}}, {"get_sleep": {"days": [3, 4]}}]
+    answers = tmp_path / "possible_answer" / "bench.json"
+    answers.parent.mkdir()
+    answers.write_text("\n".join(json.dumps({"id": f"simple_{i}", "ground_truth": [values[i % 2]]}) for i in range(8)))
+    path = tmp_path / "bench.json"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    config = base_config.model_copy(update={"dataset": str(path)})
+    prepared = prepare.prepare(config)
+    examples = [rows.example(i) for rows in (prepared.train, prepared.test) for i in range(len(rows))]
+    assert len(examples) == 8
+    for example in examples:
+        number = int(example.origin.split(":")[1]) - 1
+        [call] = example.acceptable.answers[0]
+        assert (call.name, example.acceptable.strings) == (names[number % 2], "bfcl")
+        assert call.arguments == ({"days": (3, 4)} if number % 2 else {})
+        assert example.gold == [call.call]
+    assert prepare.is_current(prepared, config)
+    answers.write_text(answers.read_text() + "\n")
+    assert not prepare.is_current(prepared, config)
+
+
 def test_the_same_settings_give_the_same_bytes(base_config, tmp_path):
     first, second = (prepare.prepare(base_config, target=tmp_path / name) for name in "ab")
     assert first.manifest == second.manifest
@@ -225,6 +276,29 @@ def test_truncation_never_cuts_inside_an_answer(long_rows, tokenizer):
             (text,) = supervised_text(tokenizer, rows[i])
             assert re.fullmatch(r"<start_function_call>call:get_sleep\{days:\d\}<end_function_call>.*", text)
             assert rows.example(i).gold[0].name == "get_sleep"  # what is asked in eval is what was kept
+
+
+def test_truncation_drops_what_the_last_answer_may_be(long_rows, tmp_path):
+    """A row that is cut ends in another answer than the one that its further answers belong to."""
+    path = Path(long_rows.dataset)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    for line in lines:
+        line["acceptable_answers"] = ["get_steps"]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    prepared = prepare.prepare(long_rows.model_copy(update={"excess_length": "truncate"}))
+    examples = [rows.example(i) for rows in (prepared.train, prepared.test) for i in range(len(rows))]
+    assert {example.origin: example.acceptable is not None for example in examples} == {
+        "long.jsonl:1": True,
+        "long.jsonl:2": True,
+        "long.jsonl:5": False,
+    }
+
+
+def test_cut_keeps_an_example_that_is_whole():
+    gold = gold_of([], TOOLS, [[Call("get_steps", {})]])
+    example = Example(multi_turn(), TOOLS, "rows.jsonl:1", gold)
+    assert prepare.cut(example, 3) is example
+    assert prepare.cut(example, 2) == Example(multi_turn()[:5], TOOLS, "rows.jsonl:1", None)
 
 
 @pytest.mark.parametrize("text", ["a <end_of_turn> b", "<start_function_call>call:x{}<end_function_call>", "<bos>"])

@@ -132,11 +132,11 @@ def fit_length(rows: list[PreparedRow], max_length: int, excess: str, examples: 
 
 
 def cut(example: Example, answers: int) -> Example:
-    """A conversation up to its `answers`-th assistant message."""
+    """A conversation up to its `answers`-th assistant message; what is acceptable concerns the last one alone."""
     ends = [i for i, message in enumerate(example.messages) if message["role"] == "assistant"]
     if answers == len(ends):
         return example
-    return replace(example, messages=example.messages[: ends[answers - 1] + 1])
+    return replace(example, messages=example.messages[: ends[answers - 1] + 1], acceptable=None)
 
 
 def common_prefix(rows: Sequence[TokenizedRow]) -> int:
@@ -237,7 +237,7 @@ def is_current(prepared: PreparedSet, config: Config) -> bool:
     manifest, path = prepared.manifest, Path(config.dataset)
     if manifest["versions"]["fitcoach_tune"] != __version__ or path.is_dir():
         return False
-    if path.is_file() and files.sha256_file(path) != manifest["source"]["sha256"]:
+    if path.is_file() and dataset.file_hash(path) != manifest["source"]["sha256"]:
         return False
     return manifest["source"]["tools_sha256"] == _tools_hash(dataset.read_tools(config.tools) if config.tools else None)
 

@@ -14,9 +14,10 @@ import numpy as np
 from fitcoach_tune import __version__, files, models
 from fitcoach_tune.dataset import Example
 from fitcoach_tune.errors import MismatchError
+from fitcoach_tune.gold import Gold
 from fitcoach_tune.training.batches import TokenizedRow
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
 
@@ -58,8 +59,10 @@ class PreparedSplit(Sequence[TokenizedRow]):
 
     def example(self, index: int) -> Example:
         """The conversation that a row was made from."""
-        row = {name: self._table[name][index].as_py() for name in ("messages", "toolset", "origin")}
-        return Example(json.loads(row["messages"]), self._toolsets[row["toolset"]], row["origin"])
+        names = ("messages", "toolset", "origin", "acceptable")
+        messages, toolset, origin, acceptable = (self._table[name][index].as_py() for name in names)
+        gold = Gold.from_json(json.loads(acceptable)) if acceptable else None
+        return Example(json.loads(messages), self._toolsets[toolset], origin, gold)
 
 
 @dataclass(frozen=True)
@@ -166,17 +169,21 @@ def _write_arrow(path: Path, rows: list[PreparedRow], toolsets: list[int], examp
     import pyarrow as pa
 
     ints = pa.list_(pa.int32())
+    used = [examples[row.example] for row in rows]
     table = pa.table(
         {
             "input_ids": pa.array([row.input_ids for row in rows], ints),
             "span_starts": pa.array([[s for s, _ in row.spans] for row in rows], ints),
             "span_ends": pa.array([[e for _, e in row.spans] for row in rows], ints),
-            "messages": pa.array(
-                [json.dumps(examples[r.example].messages, ensure_ascii=False) for r in rows], pa.string()
-            ),
+            "messages": pa.array([_as_text(example.messages) for example in used], pa.string()),
             "toolset": pa.array(toolsets, pa.int32()),
-            "origin": pa.array([examples[row.example].origin for row in rows], pa.string()),
+            "origin": pa.array([example.origin for example in used], pa.string()),
+            "acceptable": pa.array([e.acceptable and _as_text(e.acceptable.as_json()) for e in used], pa.string()),
         }
     )
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
+
+
+def _as_text(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

@@ -56,6 +56,22 @@ def test_columnar_nulls_are_undone_and_noted(container, tmp_path):
         assert any(note.startswith("null keys of merged column schemas dropped from tools: ") for note in source.notes)
 
 
+@pytest.mark.parametrize("container", [as_parquet, as_saved])
+def test_further_answers_are_cleaned_like_calls(container, tmp_path):
+    """Each answer comes back with the arguments of the others, and a row without any with nothing."""
+    rows = merged_rows()
+    run, pace = ({"name": "log_workout", "arguments": RUN}, {"name": "set_pace", "arguments": {"minutes": 5.5}})
+    rows[0]["acceptable_answers"] = [[{"name": "log_workout", "arguments": {"kind": "swim"}}]]
+    rows[2]["acceptable_answers"] = [[pace, run], [run]]
+    expected, _ = read_examples(as_jsonl(rows, tmp_path))
+    examples, _ = read_examples(container(rows, tmp_path))
+    validate(examples)
+    assert [example.acceptable for example in examples] == [example.acceptable for example in expected]
+    assert examples[1].acceptable is None
+    minutes = examples[2].acceptable.answers[1][1].arguments["minutes"]
+    assert repr(minutes) == "(30,)"
+
+
 def test_a_null_that_somebody_wrote_is_held_against_the_schema(tmp_path):
     written = conversation([called("log_workout", {"kind": "run", "minutes": None})])
     rows = [{"messages": written, "tools": TOOLS}]

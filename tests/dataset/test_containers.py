@@ -113,8 +113,10 @@ def test_what_a_row_of_a_json_file_cannot_say(row, part, tmp_path):
     ("data", "where", "part"),
     [
         (b'[\n{"a": 1},\n{]', "rows.json:3", "not valid JSON at column 2"),
-        (b"{}\n{}\n", "rows.json:2", "extra data"),
-        (b'{"messages": []}', "rows.json", "top level must be a list of rows, not an object"),
+        (b"[]\n{}\n", "rows.json:2", "extra data"),
+        (b'{\n"a": 1}\n{}\n', "rows.json:3", "extra data"),
+        (b'{"rows": []}\n{}\n', "rows.json:2", "extra data"),
+        (b'{\n"messages": []}', "rows.json", "top level must be a list of rows, not an object"),
         (b'{"rows": 3}', "rows.json", "not a number"),
         (b"3", "rows.json", "not a number"),
         (b'["\xff"]', "rows.json", "byte 3 is not UTF-8"),
@@ -127,6 +129,17 @@ def test_what_a_json_file_cannot_be(data, where, part, tmp_path):
     assert caught.value.where == where
     assert part in caught.value.what
     assert caught.value.hint
+
+
+def test_lines_in_a_json_file(tmp_path):
+    for lines in (f"{GOOD}\n\n{GOOD}\n", f"\ufeff{GOOD}\r\n\r\n{GOOD}"):
+        examples, source = read_examples(write(tmp_path, lines, "rows.json"))
+        assert [example.origin for example in examples] == ["rows.json:1", "rows.json:3"]
+        assert source.notes == ["blank lines skipped: 1"]
+    assert [example.origin for example in read_examples(write(tmp_path, GOOD, "rows.json"))[0]] == ["rows.json:1"]
+    with pytest.raises(DataError) as caught:
+        read_examples(write(tmp_path, f"{GOOD}\n{{broken\n[]", "rows.json"))
+    assert [line.partition(": ")[0] for line in caught.value.details] == ["rows.json:2", "rows.json:3"]
 
 
 def test_rows_under_data(tmp_path):
@@ -211,6 +224,8 @@ def test_damaged_and_foreign_parquet(tmp_path):
         read_examples(str(path))
     with pytest.raises(DataError, match=r"no column is known \(found: 'prompt', 'answer'\)"):
         read_examples(as_parquet([{"prompt": "a", "answer": "b"}], tmp_path))
+    with pytest.raises(DataError, match=r"no column is known \(found: 'id', 'answer'\)"):
+        read_examples(as_parquet([{"id": "a", "answer": "b"}], tmp_path))
     with pytest.raises(DataError, match=r"rows\.parquet\[0\]: user: a bytes is not a JSON value"):
         read_examples(as_parquet([{"user": b"a", "assistant": "b", "tools": json.dumps(TOOLS)}], tmp_path))
 

@@ -13,6 +13,7 @@ from fitcoach_tune import functiongemma
 from fitcoach_tune.dataset import Example, read_examples, validate
 from fitcoach_tune.errors import DataError
 from fitcoach_tune.functiongemma import TRIGGER, Call
+from fitcoach_tune.gold import gold_of
 
 from .rows import (
     CONTAINERS,
@@ -139,6 +140,81 @@ def test_example_is_what_it_says():
     validate([])
 
 
+# Further answers
+
+RUN_CALL = Call("log_workout", RUN)
+ANSWERS = {
+    "a call": ({"name": "log_workout", "arguments": RUN}, [RUN_CALL]),
+    "a call as OpenAI writes it": (called("log_workout", json.dumps(RUN)), [RUN_CALL]),
+    "a list of calls": ([called("log_workout", RUN), STEPS_CALL], [RUN_CALL, Call("get_steps", {})]),
+    "a message": ({"tool_calls": [called("log_workout", RUN)]}, [RUN_CALL]),
+    "JSON": (json.dumps([called("log_workout", RUN)]), [RUN_CALL]),
+    "the wire format": (WIRE, [RUN_CALL]),
+    "a bare name": (" get_steps ", [Call("get_steps", {})]),
+    "words": ("Which workout?", []),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_row_of_any_form_may_accept_further_answers(form, container, tmp_path):
+    row = FORMS[form] | {"acceptable_answers": json.dumps([answer for answer, _ in ANSWERS.values()])}
+    if container is as_parquet:
+        row = json.loads(json.dumps(row).replace('"properties": {}', '"properties": {"never": null}'))
+    [example], _ = read_examples(container([row], tmp_path))
+    validate([example])
+    assert example.acceptable == gold_of([RUN_CALL], TOOLS, [calls for _, calls in ANSWERS.values()])
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_each_kind_of_further_answer(answer, tmp_path):
+    given, calls = ANSWERS[answer]
+    row = {"user": "a", "assistant": "b", "tools": TOOLS, "acceptable_answers": [given]}
+    for container in (as_jsonl, as_json, as_parquet):
+        if container is as_parquet:
+            row = json.loads(json.dumps(row).replace("{}", '{"never": null}'))
+        [example], _ = read_examples(container([row], tmp_path))
+        validate([example])
+        assert example.acceptable == gold_of([], TOOLS, [calls])
+        assert not example.acceptable.wants_call
+
+
+@pytest.mark.parametrize("none", [None, [], "[]", "null"])
+def test_rows_without_further_answers(none, tmp_path):
+    row = FORMS["query, value"]
+    examples, _ = read_examples(as_jsonl([row, row | {"acceptable_answers": none}], tmp_path))
+    assert [example.acceptable for example in examples] == [None, None]
+
+
+def test_further_answers_belong_to_the_last_message(tmp_path):
+    messages = [*conversation([STEPS_CALL]), {"role": "tool", "content": "1"}, {"role": "assistant", "content": "One."}]
+    row = {"messages": messages, "tools": TOOLS, "acceptable_answers": ["get_steps"]}
+    [example], _ = read_examples(as_jsonl([row], tmp_path))
+    assert example.acceptable == gold_of([], TOOLS, [[Call("get_steps", {})]])
+
+
+@pytest.mark.parametrize(
+    ("cell", "field", "part"),
+    [
+        ("get_steps", "acceptable_answers", "not valid JSON"),
+        ({"name": "get_steps"}, "acceptable_answers", "must be a list of answers, not an object"),
+        ([" "], "acceptable_answers[0]", "is empty"),
+        ([None], "acceptable_answers[0]", "must be a call or a list of calls"),
+        (["get_steps", []], "acceptable_answers[1]", "not an empty list"),
+        (['{"name": "get_steps"'], "acceptable_answers[0]", "not valid JSON"),
+        ([{"arguments": {}}], "acceptable_answers[0].name", "needs the name"),
+        ([[STEPS_CALL, {"name": "f", "args": {}}]], "acceptable_answers[0][1].args", "rename it"),
+        (["<start_function_call>call:f{"], "acceptable_answers[0]", "not in the wire format"),
+    ],
+)
+def test_further_answers_that_cannot_be_read(cell, field, part, tmp_path):
+    with pytest.raises(DataError) as caught:
+        read_examples(as_jsonl([FORMS["query, value"] | {"acceptable_answers": cell}], tmp_path))
+    [problem] = caught.value.details
+    assert problem.startswith(f"rows.jsonl:1: {field}: ")
+    assert part in problem
+
+
 # What rows may not say
 
 
@@ -238,14 +314,21 @@ messages = st.fixed_dictionaries(
     {"role": st.sampled_from(["user", "assistant", "tool", "system", "x", None])},
     optional={"content": cells, "tool_calls": cells, "function_call": cells, "name": cells, "tool_call_id": cells},
 )
-COLUMNS = ["messages", "tools", "system", "user", "assistant", "user_query", "function_call"]
+COLUMNS = [
+    "messages", "tools", "system", "user", "assistant", "user_query", "function_call", "acceptable_answers",
+    "id", "question", "function", "ground_truth", "possible_answer",
+]  # fmt: skip
 rows_like = st.dictionaries(st.sampled_from(COLUMNS), cells, max_size=4)
 
 
 @st.composite
 def nearly_rows(draw):
     """A sound row in which one value, anywhere, is replaced or removed."""
-    row = json.loads(json.dumps(draw(st.sampled_from([*FORMS.values(), LONG_ROW]))))
+    row = draw(st.sampled_from([*FORMS.values(), LONG_ROW, BFCL_ROW]))
+    if draw(st.booleans()):
+        answers = st.sampled_from([answer for answer, _ in ANSWERS.values()])
+        row = row | {"acceptable_answers": draw(st.lists(answers, max_size=3))}
+    row = json.loads(json.dumps(row))
     place, key = row, draw(st.sampled_from(sorted(row)))
     while isinstance(place[key], (dict, list)) and place[key] and draw(st.integers(0, 3)):
         place = place[key]
@@ -266,6 +349,12 @@ LONG_ROW = {
     ],
     "tools": TOOLS,
 }
+BFCL_ROW = {
+    "id": "simple_python_0",
+    "question": [[user()]],
+    "function": [tool["function"] for tool in TOOLS],
+    "ground_truth": [{"log_workout": {"kind": ["run", "swim"], "minutes": ["", 30]}}],
+}
 
 
 @settings(
@@ -283,7 +372,8 @@ def test_any_json_value_is_a_row_or_a_data_error(row, given_tools, whole, tmp_pa
     if refused:
         assert "rows.json" in str(refused)
         return
-    assert source.rows == 1
+    assert source.rows == len(examples) == 1
+    assert examples[0].acceptable is None or examples[0].acceptable.calls == tuple(examples[0].gold)
     text = functiongemma.render(examples[0].messages, examples[0].tools)
     assert text.endswith(("<end_of_turn>\n", "<start_function_response>"))
     for call in examples[0].gold:

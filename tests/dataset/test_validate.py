@@ -77,6 +77,30 @@ def test_validate_names_the_field(row, field, part, tmp_path):
     )
 
 
+def test_validate_names_the_further_answer(tmp_path):
+    answers = [
+        called("log_workout", {"kind": "run"}),
+        called("log_workout", {"kind": 5}),
+        [STEPS_CALL, called("get_stepz", {})],
+        "log_workout",
+        called("log_workout", {"kind": "<start_of_turn>"}),
+        "See <escape> above.",
+    ]
+    row = {"user": "a", "assistant": "x", "acceptable_answers": answers}
+    examples, _ = read_examples(as_jsonl([row], tmp_path), tools=TOOLS)
+    with pytest.raises(DataError) as caught:
+        validate(examples)
+    assert [line.split(": ")[:2] for line in caught.value.details] == [
+        ["rows.jsonl:1", "acceptable_answers[1].arguments.kind"],
+        ["rows.jsonl:1", "acceptable_answers[1].arguments.kind"],
+        ["rows.jsonl:1", "acceptable_answers[2][1].name"],
+        ["rows.jsonl:1", "acceptable_answers[3].arguments"],
+        ["rows.jsonl:1", "acceptable_answers[4].arguments.kind"],
+        ["rows.jsonl:1", "acceptable_answers[4].arguments.kind"],
+    ]
+    assert "did you mean 'get_steps'?" in caught.value.details[2]
+
+
 def test_a_broken_tool_is_one_problem_however_many_rows_have_it(tmp_path):
     broken = [
         {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {"x": {"type": "intt"}}}}

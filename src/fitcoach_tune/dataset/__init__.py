@@ -1,10 +1,11 @@
 """Rows from anywhere, as `Example`s: the built-in set, JSON and Parquet files, saved datasets, the Hub.
 
-Three row forms are understood (conversations in `messages`; the flat `system, user, assistant, tools`; and
-`user_query, function_call`), each cell as a value or as its JSON text. Every complaint names the file and line, the
-field, and what to do; all rows are read before anything is raised.
+Four row forms are understood (conversations in `messages`; the flat `system, user, assistant, tools`; `user_query,
+function_call`; and `question, function, ground_truth` of the Berkeley leaderboard), each cell as a value or as its JSON
+text; a row of any form may list further `acceptable_answers`. Every complaint names the file and line, the field, and
+what to do; all rows are read before anything is raised.
 
-A row's way: `containers` (sources to rows) → `toolsets`, `columnar` (its tools; Arrow's artefacts) → `forms`,
+A row's way: `containers` (sources to rows) → `toolsets`, `columnar` (its tools; Arrow's artefacts) → `forms`, `bfcl`,
 `messages` (rows to messages) → `Example`.
 """
 
@@ -15,18 +16,21 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from fitcoach_tune import functiongemma
-from fitcoach_tune.dataset.containers import open_rows
-from fitcoach_tune.dataset.forms import read_row
+from fitcoach_tune.dataset.bfcl import LeftOut
+from fitcoach_tune.dataset.containers import file_hash, open_rows
+from fitcoach_tune.dataset.forms import ACCEPTABLE, read_row
 from fitcoach_tune.dataset.toolsets import ToolCache
 from fitcoach_tune.errors import DataError
 from fitcoach_tune.functiongemma import Call
+from fitcoach_tune.gold import Gold
 from fitcoach_tune.strict_json import Flaw
 from fitcoach_tune.tool_checks import CallChecker
 from fitcoach_tune.tools import BUILTIN, read_tools
 
-__all__ = ["Example", "Source", "read_examples", "read_tools", "validate"]
+__all__ = ["Example", "Source", "file_hash", "read_examples", "read_tools", "validate"]
 
 _LISTED = 10
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,13 @@ class Example:
             message has `name`, and its content may be a dict.
         tools: what may be called; the same list object for all rows whose tools are equal.
         origin: where it came from: `rows.jsonl:12` (line), `rows.json[11]` or `user/set[train][11]` (index from 0).
+        acceptable: what the last assistant message may say, where the data gives more than that message itself.
     """
 
     messages: list[dict]
     tools: list[dict]
     origin: str
+    acceptable: Gold | None = None
 
     @property
     def gold(self) -> list[Call]:
@@ -64,9 +70,9 @@ class Source:
     Attributes:
         name: the source as it was given, without its revision.
         revision: the commit of a Hub dataset, else None.
-        sha256: hash of a file's bytes; of a saved or Hub dataset's rows, each as JSON on a line.
+        sha256: hash of a file, see `file_hash`; of a saved or Hub dataset's rows, each as JSON on a line.
         rows: the number of examples.
-        notes: what was skipped or repaired, one sentence each.
+        notes: what was skipped, repaired or left out, one sentence each.
     """
 
     name: str
@@ -106,21 +112,42 @@ def read_examples(
 
     examples: dict[int, Example] = {}  # by the row's position
     problems: list[tuple[int, str]] = []
+    left_out: list[str] = []
     total = 0
-    for index, (origin, row) in enumerate(rows.items):
+    for index, (origin, given) in enumerate(rows.items):
         total += 1
         try:
-            messages, own = read_row(row, shared, cache, columnar=rows.columnar, counts=counts)
-            examples[index] = Example(messages, own, origin)
+            row = read_row(given, shared, cache, columnar=rows.columnar, counts=counts)
+            example = Example(row.messages, row.tools, origin, row.acceptable)
+            if row.is_published:
+                _leave_out(example)
+            examples[index] = example
+        except LeftOut as flaw:
+            left_out.append(f"{given.get('id') or origin}: {flaw}")
         except Flaw as flaw:
             if not flaw.repeated:
                 problems.append((index, f"{origin}: {flaw}"))
     if problems:
         _refuse([*problems, *_check(examples.items())], total, where=source)
     if not examples:
-        raise DataError("there are no rows in it", where=source, hint="give at least one row")
-    notes = [*rows.notes, *(f"{what}: {count}" for what, count in counts.items()), *cache.not_shown]
-    return list(examples.values()), Source(rows.name, rows.revision, rows.digest.hexdigest(), total, notes)
+        what = "no row in it can be used" if left_out else "there are no rows in it"
+        raise DataError(what, where=source, details=_first(left_out, _LISTED), hint="give at least one row")
+    notes = [*rows.notes, *(f"{what}: {count}" for what, count in counts.items())]
+    notes += _first(list(cache.not_shown), _LISTED, "tools of which the format leaves something out")
+    if left_out:
+        notes.append(f"{len(left_out)} of {total} rows left out: {'; '.join(_first(left_out, _NAMED))}")
+    return list(examples.values()), Source(rows.name, rows.revision, rows.digest.hexdigest(), len(examples), notes)
+
+
+def _leave_out(example: Example) -> None:
+    """Raises `LeftOut` for a published row that `validate` would refuse."""
+    for place, what in _problems(example, CallChecker()):
+        raise LeftOut(place, what)
+
+
+def _first(lines: list[str], most: int, what: str = "") -> list[str]:
+    more = len(lines) - most
+    return [*lines[:most], f"… and {more} more {what}".rstrip()] if more > 0 else lines
 
 
 def validate(examples: list[Example]) -> None:
@@ -137,9 +164,7 @@ def _refuse(problems: list[tuple[int, str]], rows: int, where: str | None = None
     """Raises one `DataError` for all problems, given as (the row's position, text)."""
     lines = [line for _, line in sorted(problems, key=lambda problem: problem[0])]
     what = f"{len(lines)} problem{'s' if len(lines) > 1 else ''} in {rows} row{'s' if rows != 1 else ''}"
-    if len(lines) > _LISTED:
-        lines[_LISTED:] = [f"… and {len(lines) - _LISTED} more"]
-    raise DataError(what, where=where, details=lines, hint="correct these rows and run again")
+    raise DataError(what, where=where, details=_first(lines, _LISTED), hint="correct these rows and run again")
 
 
 def _check(examples: Iterable[tuple[int, Example]]) -> Iterator[tuple[int, str]]:
@@ -163,3 +188,8 @@ def _problems(example: Example, checker: CallChecker) -> Iterator[tuple[str, str
             function = call["function"]
             for path, what in checker.call_problems(function["name"], function["arguments"], example.tools):
                 yield f"{spot}.tool_calls[{number}].{path}", what
+    for index, answer in enumerate(example.acceptable.answers[1:] if example.acceptable else ()):
+        for number, gold in enumerate(answer):
+            spot = f"{ACCEPTABLE}[{index}]" + (f"[{number}]" if len(answer) > 1 else "")
+            for path, what in checker.call_problems(gold.name, gold.call.arguments, example.tools):
+                yield f"{spot}.{path}", what

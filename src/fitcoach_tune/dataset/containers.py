@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fitcoach_tune import hub
+from fitcoach_tune.dataset import bfcl
 from fitcoach_tune.dataset.forms import COLUMNS, FORMS_TEXT
 from fitcoach_tune.errors import AccessError, DataError
 from fitcoach_tune.strict_json import Flaw, decode_json, find_flaw, kind, parse_json, quote
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
     import datasets
     import pyarrow
 
-_SUFFIXES = (".jsonl", ".json", ".parquet")
+_JSON_SUFFIXES = (".jsonl", ".json")
+_SUFFIXES = (*_JSON_SUFFIXES, ".parquet")
 _SUFFIXES_TEXT = ".jsonl, .json or .parquet"
+_HOLDERS = ("rows", "data")
 _BATCH_ROWS = 256
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -86,20 +89,43 @@ def _no_choice(source: str, **choices: str | None) -> None:
 # Files ----------------------------------------------------------------------------------------------------------------
 
 
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file of rows; where a file with answers to them stands beside it, of the two together."""
+    return _digest(path).hexdigest()
+
+
+def _digest(path: Path) -> hashlib._Hash:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+    if answers := _answers_file(path):
+        digest.update(answers.read_bytes())
+    return digest
+
+
+def _answers_file(path: Path) -> Path | None:
+    answers = path.parent / bfcl.ANSWERS_FOLDER / path.name
+    return answers if path.suffix.lower() in _JSON_SUFFIXES and answers.is_file() else None
+
+
 def _open_file(path: Path, source: str, label: str, counts: Counter[str]) -> Rows:
     suffix = path.suffix.lower()
     if suffix not in _SUFFIXES:
         what = f"rows cannot be read from a {path.suffix} file" if path.suffix else "the file's name has no suffix"
         raise DataError(what, where=source, hint=f"give a {_SUFFIXES_TEXT} file")
     try:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
+        digest = _digest(path)
     except OSError as error:
         hint = "check that it is a readable file of that kind"
         raise DataError(f"cannot be read: {error.strerror or error}", where=source, hint=hint) from None
     if suffix == ".parquet":
         return Rows(source, _columnar_items(_parquet_batches(path, label), label), digest, columnar=True)
-    return Rows(source, _jsonl_items(path, label, counts) if suffix == ".jsonl" else _json_items(path, label), digest)
+    beside = _answers_file(path)
+    answers = _text_items(beside, f"{bfcl.ANSWERS_FOLDER}/{label}", counts) if beside else None
+    return Rows(source, bfcl.with_answers(_text_items(path, label, counts), path.name, answers), digest)
+
+
+def _text_items(path: Path, label: str, counts: Counter[str]) -> Items:
+    return (_jsonl_items if path.suffix.lower() == ".jsonl" else _json_items)(path, label, counts)
 
 
 def _jsonl_items(path: Path, label: str, counts: Counter[str]) -> Items:
@@ -118,9 +144,13 @@ def _jsonl_items(path: Path, label: str, counts: Counter[str]) -> Items:
             yield f"{label}:{number}", row
 
 
-def _json_items(path: Path, label: str) -> Items:
+def _json_items(path: Path, label: str, counts: Counter[str]) -> Items:
+    """The rows of one JSON value, or of one on each line: some publish such lines under this suffix."""
     data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     if not data.strip():
+        return
+    if _is_lines(data):
+        yield from _jsonl_items(path, label, counts)
         return
     try:
         value = decode_json(data)
@@ -128,11 +158,21 @@ def _json_items(path: Path, label: str) -> Items:
         hint = "if it has one JSON value on each line, name it .jsonl" if "extra data" in flaw.what else "correct it"
         raise DataError(flaw.what, where=f"{label}:{flaw.line}" if flaw.line else label, hint=hint) from None
     if isinstance(value, dict):
-        value = next((value[key] for key in ("rows", "data") if key in value), value)
+        value = next((value[key] for key in _HOLDERS if key in value), value)
     if not isinstance(value, list):
         hint = 'make it a list of rows, or {"rows": [...]}'
         raise DataError(f"the top level must be a list of rows, not {kind(value)}", where=label, hint=hint)
     yield from ((f"{label}[{index}]", find_flaw(row) or row) for index, row in enumerate(value))
+
+
+def _is_lines(data: bytes) -> bool:
+    """Whether the first line is an object by itself, and not the one that holds all rows."""
+    line = data.lstrip().partition(b"\n")[0]
+    try:
+        first = decode_json(line) if line.startswith(b"{") else None
+    except Flaw:
+        return False
+    return isinstance(first, dict) and not first.keys() & set(_HOLDERS)
 
 
 # Columnar formats -----------------------------------------------------------------------------------------------------
@@ -140,7 +180,7 @@ def _json_items(path: Path, label: str) -> Items:
 
 def _known_columns(names: Iterable[str], where: str) -> list[str]:
     known = [name for name in names if name in COLUMNS]
-    if not known:
+    if set(known) <= {"id"}:  # which says nothing by itself, and many tables have
         found = ", ".join(map(quote, names)) or "none"
         raise DataError(f"no column is known (found: {found})", where=where, hint=f"name the columns {FORMS_TEXT}")
     return known

@@ -1,28 +1,50 @@
-"""The forms of rows, each turned into messages: conversations, the flat form, and queries with their calls."""
+"""The forms of rows, each turned into messages: conversations, the flat form, queries with their calls, and rows of the
+Berkeley leaderboard; and the further answers that a row of any form may accept.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from fitcoach_tune import functiongemma
+from fitcoach_tune.dataset import bfcl
 from fitcoach_tune.dataset.columnar import clean, is_phantom
 from fitcoach_tune.dataset.messages import filled, read_call, read_messages, read_text
 from fitcoach_tune.dataset.toolsets import ToolCache
+from fitcoach_tune.functiongemma import Call
+from fitcoach_tune.gold import Gold, gold_of
 from fitcoach_tune.strict_json import Flaw, kind, parse_cell, parse_json, quote, shorten
 
-COLUMNS = ("messages", "tools", "system", "user", "assistant", "user_query", "function_call")
-FORMS_TEXT = "'messages', or 'user' and 'assistant', or 'user_query' and 'function_call'"
+ACCEPTABLE = "acceptable_answers"
+_PLAIN_COLUMNS = ("messages", "tools", "system", "user", "assistant", "user_query", "function_call")
+COLUMNS = (*_PLAIN_COLUMNS, ACCEPTABLE, *bfcl.COLUMNS)
+FORMS_TEXT = "'messages', or 'user' and 'assistant', or 'user_query' and 'function_call', or 'question' and 'function'"
 
 _NAME = re.compile(r"[A-Za-z_][\w.-]*")
 _STOP = re.compile("|".join(map(re.escape, functiongemma.STOP_TOKENS)))
 _WIRE_TOKENS = (functiongemma.START_FUNCTION_CALL, functiongemma.END_FUNCTION_CALL, functiongemma.ESCAPE)
 
 
-def read_row(
-    row: object, shared: list[dict] | None, cache: ToolCache, *, columnar: bool, counts: Counter[str]
-) -> tuple[list[dict], list[dict]]:
-    """The messages and the tools of one row.
+@dataclass(frozen=True)
+class Row:
+    """What a row says.
+
+    Attributes:
+        messages, tools, acceptable: as in `Example`.
+        is_published: it is a benchmark's, which its user cannot correct.
+    """
+
+    messages: list[dict]
+    tools: list[dict]
+    acceptable: Gold | None = None
+    is_published: bool = False
+
+
+def read_row(row: object, shared: list[dict] | None, cache: ToolCache, *, columnar: bool, counts: Counter[str]) -> Row:
+    """What one row says.
 
     Args:
         row: of any form, each cell a value or its JSON text.
@@ -38,17 +60,34 @@ def read_row(
         raise row
     if not isinstance(row, dict):
         raise Flaw("", f"a row must be an object, not {kind(row)}")
-    form = next((form for form in _FORMS if not any(_is_absent(row.get(key), columnar) for key in form)), None)
+    forms = (*_FORMS, bfcl.FORM)
+    form = next((form for form in forms if not any(_is_absent(row.get(key), columnar) for key in form)), None)
     if form is None:
         found = shorten(", ".join(map(quote, row)), 200) or "nothing"
         raise Flaw("", f"a row needs {FORMS_TEXT}; it has {found}")
+    if form == bfcl.FORM:
+        return _published(row, cache, columnar=columnar, counts=counts)
     tools = shared if _is_absent(row.get("tools"), columnar) else cache.get(row["tools"], columnar=columnar)
     if tools is None:
         raise Flaw("tools", "the row has none, and none were given with --tools")
+    row = _cleaned(row, tools, counts) if columnar else row
+    messages, others = _FORMS[form](row), _acceptable(row)
+    own = [Call(**call["function"]) for call in messages[-1].get("tool_calls", [])]
+    return Row(messages, tools, gold_of(own, tools, others) if others else None)
+
+
+def _published(row: dict, cache: ToolCache, *, columnar: bool, counts: Counter[str]) -> Row:
+    functions = row.get("function")
     if columnar:
-        schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
-        row = clean({key: row.get(key) for key in COLUMNS if key != "tools"}, counts, schemas)
-    return _FORMS[form](row), tools
+        functions, row = clean(functions, counts), _cleaned(row, (), counts)
+    messages, tools, gold = bfcl.read(row, functions, cache)
+    more = gold_of((), tools, _acceptable(row)).answers[1:]
+    return Row(messages, tools, replace(gold, answers=(*gold.answers, *more)), is_published=True)
+
+
+def _cleaned(row: dict, tools: Iterable[dict], counts: Counter[str]) -> dict:
+    schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
+    return clean({key: row.get(key) for key in COLUMNS if key != "tools"}, counts, schemas)
 
 
 def _is_absent(cell: object, columnar: bool) -> bool:
@@ -149,3 +188,24 @@ def _wire_answer(text: str, spot: str) -> dict:
         raise Flaw(spot, f"is not in the wire format: {error}") from None
     calls = [read_call({"name": call.name, "arguments": call.arguments}, spot) for call in output.calls]
     return {"role": "assistant", "content": output.text, "tool_calls": calls}
+
+
+# Further answers ------------------------------------------------------------------------------------------------------
+
+
+def _acceptable(row: dict) -> list[list[Call]]:
+    """The calls of each further answer of a row; none of one in words."""
+    cell = parse_cell(row.get(ACCEPTABLE), ACCEPTABLE)
+    if cell is not None and not isinstance(cell, list):
+        raise Flaw(ACCEPTABLE, f"must be a list of answers, not {kind(cell)}")
+    return [_acceptable_calls(answer, f"{ACCEPTABLE}[{index}]") for index, answer in enumerate(cell or ())]
+
+
+def _acceptable_calls(cell: object, spot: str) -> list[Call]:
+    """What words say does not matter, so a text that might be calls is read as calls: a slip in them is noticed."""
+    if isinstance(cell, str):
+        text = filled(cell, spot).strip()
+        looks_like_calls = text.startswith(("{", "[")) or functiongemma.START_FUNCTION_CALL in text
+        if not looks_like_calls and not _NAME.fullmatch(text):
+            return []
+    return [Call(**call["function"]) for call in _answer(cell, spot)["tool_calls"]]
