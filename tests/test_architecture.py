@@ -18,14 +18,29 @@ PACKAGE = "fitcoach_tune"
 # From the bottom up; a module belongs to the longest name that it starts with. What is not named here is a verb.
 LAYERS = (
     ("errors", "files", "console", "config", "strict_json", "training.names"),
-    ("functiongemma", "dataset", "tool", "tools", "fitness", "hub", "models", "runs", "splits"),
+    ("functiongemma", "gold", "dataset", "tool", "tools", "fitness", "hub", "models", "runs", "splits"),
     ("backends", "training", "evaluate"),
-    ("prepare", "prepared_set", "train", "plan", "infer", "show", "evaluate.evaluation", "evaluate.report"),
+    (
+        *("prepare", "prepared_set", "train", "plan", "infer", "show"),
+        *("evaluate.evaluation", "evaluate.sources", "evaluate.report"),
+    ),
     ("cli",),
     ("__main__",),
 )
 VERBS = 3
-HEAVY = {"torch", "transformers", "datasets", "peft", "torch_xla", "pandas", "pyarrow", "scipy", "matplotlib"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "datasets",
+    "peft",
+    "torch_xla",
+    "pandas",
+    "pyarrow",
+    "scipy",
+    "matplotlib",
+    "jinja2",
+    "llguidance",
+}
 
 
 def module_name(path: Path) -> str:
