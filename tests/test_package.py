@@ -58,7 +58,8 @@ def test_it_carries_every_file_that_the_program_reads(unpacked):
     assert carried == sources | configs
     for name in (
         "configs/original.yaml", "configs/offline.yaml", "fitness/queries.jsonl", "fitness/tools.json",
-        "fitness/README.md", "functiongemma/template.jinja",
+        "fitness/README.md", "functiongemma/template.jinja", "evaluate/hard.json", "evaluate/report.html.j2",
+        "evaluate/report.css", "evaluate/report.js",
     ):  # fmt: skip
         checkout = ROOT / name if name.startswith("configs") else ROOT / "src/fitcoach_tune" / name
         assert (package / name).read_bytes() == checkout.read_bytes()
