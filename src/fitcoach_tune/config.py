@@ -48,7 +48,7 @@ class Config(BaseModel):
     allow_recompile: bool = Field(
         False, strict=True, description="Go on if a graph is compiled in the middle of a run."
     )
-    seed: int = Field(42, ge=0, description="Seed of the split, the adapter's start, the row order and dropout.")
+    seed: int = Field(42, ge=0, description="Seed of whatever is drawn: split, adapter, order, dropout, harder sets.")
 
     # Data
     dataset: str = Field(
@@ -88,6 +88,20 @@ class Config(BaseModel):
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 switches it off.")
     report_to: Literal["none", "tensorboard", "trackio"] = Field("none", description="Where metrics go as well.")
     price_per_hour: float | None = Field(None, ge=0, description="Price of the machine, to state what the run cost.")
+
+    # Checkpoints
+    save_steps: int | None = Field(
+        None, ge=0, description="Optimizer steps between checkpoints, 0 for none; by default an epoch's."
+    )
+    save_total_limit: int | None = Field(
+        None, ge=1, description="Checkpoints to keep; by default the newest two, and none once the run is finished."
+    )
+    resume_from_checkpoint: str | None = Field(
+        None, min_length=1, description="Go on with a run: a checkpoint, or auto for the output folder's newest."
+    )
+
+    # The Hub
+    hub_model_id: str | None = Field(None, description="Repository of the Hub that `push` publishes to: owner/name.")
 
     # Evaluation and inference
     per_device_eval_batch_size: int = Field(32, ge=1, description="Rows that are evaluated together.")

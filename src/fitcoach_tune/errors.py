@@ -18,6 +18,7 @@ class FitcoachTuneError(Exception):
     """
 
     exit_code = 1
+    advice = "To fix it"
 
     def __init__(
         self, what: str, *, where: str | None = None, hint: str | None = None, details: list[str] | None = None
@@ -32,7 +33,7 @@ class FitcoachTuneError(Exception):
         head = f"{self.where}: {self.what}" if self.where else self.what
         lines = [head, *(f"  {line}" for line in self.details)]
         if self.hint:
-            lines.append(f"To fix it: {self.hint}")
+            lines.append(f"{self.advice}: {self.hint}")
         return "\n".join(lines)
 
 
@@ -76,3 +77,16 @@ class TrainingError(FitcoachTuneError):
     """Training had to stop: a loss or gradient that is not finite, or a save that does not load back."""
 
     exit_code = 8
+
+
+class GateError(FitcoachTuneError):
+    """An evaluation was done, and does not reach what was asked of it."""
+
+    exit_code = 9
+
+
+class StoppedError(FitcoachTuneError):
+    """Training was asked to stop, by SIGTERM or Ctrl-C; what it had come to is saved."""
+
+    exit_code = 10
+    advice = "To go on"

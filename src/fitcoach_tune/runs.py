@@ -24,11 +24,13 @@ class Run:
         name: as the user gave it.
         path: the folder on this machine.
         record: run.json; empty for an adapter that another program made.
+        revision: the commit of an adapter from the Hub, resolved when it was opened; None for a folder.
     """
 
     name: str
     path: Path
     record: dict[str, Any]
+    revision: str | None = None
 
     @property
     def base_name(self) -> tuple[str, str | None]:
@@ -40,6 +42,11 @@ class Run:
         if not isinstance(name, str) or not name:
             raise MismatchError("the adapter does not name its base model", where=str(self.path), hint="give --model")
         return name, config.get("revision")
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what the adapter computes: its weights and its configuration."""
+        return files.sha256_json([files.sha256_file(self.path / name) for name in (WEIGHTS_NAME, CONFIG_NAME)])
 
     @property
     def dtype(self) -> str:
@@ -74,12 +81,13 @@ def open_run(name: str, option: str = "--adapter") -> Run:
         AccessError: there is no such folder or repository.
         MismatchError: it is not an adapter, or a file differs from its record.
     """
-    path = Path(name).expanduser()
+    path, commit = Path(name).expanduser(), None
     if not path.is_dir():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise AccessError("no such folder", where=f"{option} {name}", hint="train first, or name a finished run")
         repo_id, _, revision = name.partition("@")
         path = hub.download(repo_id, revision or None, _ADAPTER_FILES, what="adapter")
+        commit = path.name
     if not (path / CONFIG_NAME).is_file() or not (path / WEIGHTS_NAME).is_file():
         raise MismatchError(
             "this folder holds no finished adapter", where=str(path), hint="train to the end, or name another folder"
@@ -91,7 +99,7 @@ def open_run(name: str, option: str = "--adapter") -> Run:
             raise MismatchError(
                 f"{file} has changed since it was saved", where=str(path), hint="train or download it again"
             )
-    return Run(name, path, record)
+    return Run(name, path, record, commit)
 
 
 def _read_object(path: Path, what: str) -> dict[str, Any]:

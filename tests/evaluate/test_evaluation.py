@@ -12,10 +12,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from fitcoach_tune import cli, functiongemma, models, prepare, prepared_set, runs
+from fitcoach_tune import cli, files, functiongemma, models, prepare, prepared_set, runs
 from fitcoach_tune.config import load_config
-from fitcoach_tune.evaluate import evaluation, report
+from fitcoach_tune.evaluate import evaluation, report, results
+from fitcoach_tune.evaluate.answers import Answer, read_answers
+from fitcoach_tune.evaluate.evaluation import Options
 from fitcoach_tune.evaluate.generate import STOP_IDS
+from fitcoach_tune.evaluate.turns import Turn
+from fitcoach_tune.gold import gold_of
 from fitcoach_tune.infer import FunctionCaller
 from fitcoach_tune.train import train
 from tests.conftest import SLEEP, STEPS, conversation, tiny_gemma, tool
@@ -63,10 +67,20 @@ def taught(tokenizer, offline_base, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """Answers of base models that other tests were given are not found here, nor these elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        (real := tmp_path_factory.mktemp("cache")).mkdir(exist_ok=True)
+        patch.setenv("FITCOACH_TUNE_CACHE", str(real))
+        yield real
+
+
 @pytest.fixture(scope="module")
-def found(taught):
+def found(taught, cache):
     """All rows, base beside tuned."""
-    return evaluation.evaluate(str(taught / "run"), settings_of(taught), split="all")
+    report = str(taught / "found")  # where no other test writes
+    return evaluation.evaluate(str(taught / "run"), settings_of(taught), Options(split="all", report=report))
 
 
 @pytest.fixture
@@ -106,26 +120,38 @@ def test_json(program, taught):
     assert done.exit_code == 0, done.stderr
     printed = json.loads(done.stdout)
     held_out = json.loads((taught / "set" / prepared_set.MANIFEST).read_text())["rows"]["test"]
-    assert printed["n"] == held_out > 0
-    assert printed["split"] == "test"
-    assert [result["name"] for result in printed["results"]] == ["base", "tuned"]
-    for result in printed["results"]:
-        assert result["exact"]["n"] == held_out
-        assert result["exact"]["right"] == held_out - sum(result["errors"].values())
-    tuned = printed["results"][-1]
-    assert len(printed["mistakes"]) == sum(tuned["errors"].values())
-    assert Counter(m["error"] for m in printed["mistakes"]) == tuned["errors"]
+    (only,) = printed["sets"]
+    assert only["n"] == held_out > 0
+    assert (only["name"], printed["data"]["split"]) == ("test", "test")
+    assert [model["name"] for model in only["models"]] == ["base", "tuned", "tuned, constrained"]
+    for model in only["models"]:
+        metrics = model["metrics"]
+        assert metrics["exact"]["n"] == held_out
+        assert metrics["exact"]["right"] == held_out - sum(metrics["errors"].values())
+    assert printed.pop("report") == "run/eval/test"
+    assert printed == json.loads((taught / "run/eval/test/results.json").read_text())
+    assert printed["schema_version"] == 1
+    assert f"all answers and the report: {Path('run/eval/test')}" in done.stderr
 
 
 def test_training_shows(found):
     """The base only prints newlines, which is no answer to a greeting; the tuned model knows which tool is meant."""
-    base, tuned = found.results
-    assert base.errors == {"no_call": 16, "no_answer": 5}
-    assert base.exact.right == 0
-    names = [[call.name for call in verdict.calls] for verdict in tuned.verdicts]
-    right = [got == [call.name for call in q.gold] for got, q in zip(names, found.questions, strict=True)]
-    assert sum(right) >= 14
-    assert any(verdict.right and q.gold for verdict, q in zip(tuned.verdicts, found.questions, strict=True))
+    base, tuned, _ = found.sets[0].models
+    assert base.metrics.errors == {"no_call": 16, "no_answer": 5}
+    assert base.metrics.exact.right == 0
+    assert tuned.metrics.names.right >= 14
+    assert any(v.right and t.gold.wants_call for v, t in zip(tuned.verdicts, found.sets[0].asked.turns, strict=True))
+
+
+def test_the_comparison_is_row_by_row(found):
+    main = found.sets[0]
+    tuned = [verdict.right for verdict in main.of("tuned").verdicts]
+    compared = found.results["sets"][0]["comparison"]
+    assert (compared["baseline"], compared["model"]) == ("base", "tuned")
+    assert compared["only_model_right"] == sum(tuned)
+    assert compared["both_right"] == compared["only_baseline_right"] == 0
+    assert compared["worse"] == []
+    assert compared["better"] == [f"all/{i + 1}" for i, right in enumerate(tuned) if right]
 
 
 def test_every_answer_is_that_of_plain_transformers(found, taught):
@@ -135,50 +161,71 @@ def test_every_answer_is_that_of_plain_transformers(found, taught):
 
     tokenizer = AutoTokenizer.from_pretrained(taught / "run")
     model = AutoModelForCausalLM.from_pretrained(taught / "base", dtype=torch.float32)
-    for result in found.results:
+    for result in found.sets[0].models[:2]:
         if result.name == "tuned":
             model = PeftModel.from_pretrained(model, taught / "run")
         expected = []
-        for question in found.questions:
-            ids = torch.tensor([question.prompt])
+        for prompt in found.sets[0].asked.prompts:
+            ids = torch.tensor([prompt])
             made = model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=NEW, do_sample=False,
                 eos_token_id=sorted(STOP_IDS), pad_token_id=0,
             )  # fmt: skip
             expected.append(made[0, ids.shape[1] :].tolist())
-        encoded = [tokenizer(raw, add_special_tokens=False)["input_ids"] for raw in result.raw]
-        decoded = [tokenizer.decode(ids, skip_special_tokens=False) for ids in expected]
-        assert result.raw == decoded
+        raw = [answer.raw for answer in result.answers]
+        encoded = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in raw]
+        assert raw == [tokenizer.decode(ids, skip_special_tokens=False) for ids in expected]
         # A text may be spelt with other tokens; what was trained here is spelt with its own.
         assert result.name == "base" or sum(e == x for e, x in zip(encoded, expected, strict=True)) >= 14
-        assert result.unstopped == sum(ids[-1] not in STOP_IDS for ids in expected)
+        assert [answer.stopped for answer in result.answers] == [ids[-1] in STOP_IDS for ids in expected]
+        assert [answer.tokens for answer in result.answers] == [len(ids) for ids in expected]
+
+
+def test_constrained_answers_are_valid(found):
+    """Whatever the model prefers: what is finished can be parsed, and calls nothing undeclared."""
+    constrained = found.sets[0].of("tuned, constrained")
+    for answer, verdict in zip(constrained.answers, constrained.verdicts, strict=True):
+        assert not answer.stopped or verdict.error != "decoder_failed"
+        assert verdict.error != "invented_func_name"
+    plain = found.sets[0].of("tuned")
+    assert sum(a.raw == b.raw for a, b in zip(constrained.answers, plain.answers, strict=True)) >= 10
 
 
 def test_the_questions_are_the_rows(found, taught, tokenizer):
     """Each prompt is the row's own, up to where the answer starts; gold and origin are those of the file."""
     lines = (taught / "rows.jsonl").read_text().splitlines()
-    assert sorted(q.origin for q in found.questions) == sorted(f"rows.jsonl:{n}" for n in range(1, len(lines) + 1))
-    for question in found.questions:
-        row = json.loads(lines[int(question.origin.split(":")[1]) - 1])["messages"]
-        assert question.query == row[1]["content"]
+    asked = found.sets[0].asked
+    assert sorted(t.origin for t in asked.turns) == sorted(f"rows.jsonl:{n}" for n in range(1, len(lines) + 1))
+    for turn, prompt, text in zip(asked.turns, asked.prompts, asked.texts, strict=True):
+        row = json.loads(lines[int(turn.origin.split(":")[1]) - 1])["messages"]
+        assert turn.query == row[1]["content"]
         wanted = [call["function"] for call in row[2].get("tool_calls", [])]
-        assert [{"name": call.name, "arguments": call.arguments} for call in question.gold] == wanted
-        text = functiongemma.render(row[:2], [STEPS, SLEEP], add_generation_prompt=True)
-        assert tokenizer.decode(question.prompt) == text
+        assert [{"name": call.name, "arguments": call.arguments} for call in turn.gold.calls] == wanted
+        assert text == functiongemma.render(row[:2], [STEPS, SLEEP], add_generation_prompt=True)
+        assert tokenizer.decode(prompt) == text
+
+
+def test_the_prompts_are_those_of_training(found, taught):
+    """Token for token what stands before the supervised span."""
+    prepared = prepared_set.open_set(taught / "set")
+    trained = [row for part in (prepared.train, prepared.test) for row in part]
+    for row, prompt in zip(trained, found.sets[0].asked.prompts, strict=True):
+        assert row.input_ids[: row.spans[-1][0]].tolist() == prompt
 
 
 def test_infer_gives_what_was_evaluated(found, taught):
     caller = FunctionCaller.from_adapter(str(taught / "run"), device="cpu", max_new_tokens=NEW)
-    for question, raw in list(zip(found.questions, found.results[-1].raw, strict=True))[::5]:
-        assert caller(question.query).raw == raw
+    asked = found.sets[0]
+    for turn, answer in list(zip(asked.asked.turns, asked.of("tuned").answers, strict=True))[::5]:
+        assert caller(turn.query).raw == answer.raw
 
 
 def test_rows_that_want_no_call(found):
     """Right when the model answers in words, wrong when it calls or says nothing."""
     seen = Counter()
-    for result in found.results:
-        for question, verdict in zip(found.questions, result.verdicts, strict=True):
-            if not question.gold:
+    for result in found.sets[0].models[:2]:
+        for turn, verdict in zip(found.sets[0].asked.turns, result.verdicts, strict=True):
+            if not turn.gold.wants_call:
                 assert verdict.right == bool(verdict.text and not verdict.calls)
                 assert verdict.error in (None, "unexpected_call", "no_answer")
                 seen[result.name] += 1
@@ -187,49 +234,255 @@ def test_rows_that_want_no_call(found):
 
 def test_splits_and_baselines(program, found, taught):
     """The train split, and the run beside itself instead of the base."""
-    done = program("--adapter", "run", "--split", "train", "--baseline", "run", "--json", "-q")
+    done = program("--adapter", "run", "--split", "train", "--baseline", "run", "--unconstrained", "--json", "-q")
     assert done.exit_code == 0, done.stderr
     assert done.stderr == ""
-    printed = json.loads(done.stdout)
+    (only,) = json.loads(done.stdout)["sets"]
     rows = json.loads((taught / "set" / prepared_set.MANIFEST).read_text())["rows"]
-    assert printed["n"] == rows["train"]
-    other, tuned = printed["results"]
-    assert other == {**tuned, "name": "run"}
-    assert len(found.questions) == rows["train"] + rows["test"]
-    trained = found.results[-1].verdicts[: rows["train"]]
-    assert tuned["exact"]["right"] == sum(verdict.right for verdict in trained)
+    assert only["n"] == rows["train"]
+    other, tuned = only["models"]
+    assert other["metrics"]["exact"] == tuned["metrics"]["exact"]
+    assert (other["name"], tuned["name"]) == ("run", "tuned")
+    assert len(found.sets[0].asked.turns) == rows["train"] + rows["test"]
+    assert (only["comparison"]["p_value"], only["comparison"]["difference"]["value"]) == (1, 0)
+    trained = found.sets[0].of("tuned").verdicts[: rows["train"]]
+    assert tuned["metrics"]["exact"]["right"] == sum(verdict.right for verdict in trained)
 
 
 def test_the_terminal_table(program, found):
     """No baseline: one line, with n and the interval; then the mistakes."""
-    done = program("--adapter", "run", "--split", "all", "--baseline", "none")
+    done = program("--adapter", "run", "--split", "all", "--baseline", "none", "--unconstrained")
     assert done.exit_code == 0, done.stderr
-    tuned = found.results[-1].exact
+    tuned = found.sets[0].of("tuned").metrics.exact
     low, high = tuned.interval
-    (line,) = [line for line in done.stdout.splitlines() if " tuned " in line and "%" in line]
+    (line,) = [line for line in done.stdout.splitlines() if " tuned " in line and " to " in line]
     for part in (f" {tuned.right} ", " 21 ", f"{tuned.value:.1%}", f"{low:.1%} to {high:.1%}"):
         assert part in line
     assert "95% interval" in done.stdout
     assert "base" not in done.stdout
     assert f"of {21 - tuned.right})" in done.stdout
-    assert "asking the tuned model: 21 of 21 rows" in done.stderr
+    assert "McNemar" not in done.stdout
 
 
-def test_mistakes_are_shown_as_they_are():
+def test_the_terminal_tells_who_is_better(program, found):
+    done = program("--adapter", "run", "--split", "all")
+    assert done.exit_code == 0, done.stderr
+    right = found.sets[0].of("tuned").metrics.exact.right
+    told = " ".join(done.stdout.split())
+    assert f"Against base: {right} rows got better and 0 got worse." in told
+    assert f"exact McNemar p {'< 0.001' if right > 10 else f'= {2 / 2**right:.3f}'}, n = 21." in told
+    for part in ("by tool", "F1", "Wanted (rows) and called (columns)", "no call", "invented", "unparsable", "p50"):
+        assert part in told
+
+
+def test_mistakes_are_shown_as_they_are(tmp_path):
     """What people and models say may look like markup for the terminal; it is printed letter by letter."""
     from rich.console import Console
 
-    question = evaluation.Question([1], "[bold]how[/bold] many [/]", [], ["get_steps"], "rows.jsonl:1")
-    verdict = evaluation.judge("[red]<start_function_call>call:", [], ["get_steps"])
-    one = evaluation.Result("tuned", ["[red]<start_function_call>call:"], [verdict], 1)
+    turn = Turn([{"role": "user", "content": "[bold]how[/bold] many [/]"}], [STEPS], gold_of([], [STEPS]), "rows:1")
+    asked = results.QuestionSet("all", "All rows", "", [turn], [""], [[1]])
+    answer = Answer("[red]<start_function_call>call:", 9, False, 1.0, 1.0)
+    judged = results.judge_all(asked, "tuned", ["k"], [answer], "exact")
     console = Console(width=160, file=io.StringIO())
-    for part in report.as_tables(evaluation.Evaluation("a", "d", "all", [question], [one])):
+    shown = evaluation.Evaluation([results.SetResult(asked, [judged])], None, [], {}, [], tmp_path)
+    for part in report.as_tables(shown):
         console.print(part)
     text = console.file.getvalue()
     assert "[bold]how[/bold] many [/]" in text
     assert "[red]<start_function_call>call:" in text
-    assert "1 not stopped" in text
     assert "decoder_failed 1" in text
+
+
+# ------------------------------------------------------------------------------------------------ what is kept
+
+
+def test_the_files(found, taught):
+    """One sample for each model and row, with all there is to know; and a page."""
+    folder = taught / "found"
+    assert found.folder == folder
+    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+    assert samples == found.samples
+    assert Counter(s["model"] for s in samples) == {"base": 21, "tuned": 21, "tuned, constrained": 21}
+    tuned = found.sets[0].of("tuned")
+    for i, sample in enumerate(s for s in samples if s["model"] == "tuned"):
+        turn, answer, verdict = found.sets[0].asked.turns[i], tuned.answers[i], tuned.verdicts[i]
+        assert (sample["id"], sample["origin"], sample["query"]) == (f"all/{i + 1}", turn.origin, turn.query)
+        assert (sample["raw"], sample["tokens"], sample["seconds"]) == (answer.raw, answer.tokens, answer.seconds)
+        assert (sample["right"], sample["error"]) == (verdict.right, verdict.error)
+        assert sample["gold"] == [[{"name": c.name, "arguments": c.arguments} for c in turn.gold.calls]]
+        assert sample["prompt"].endswith("<start_of_turn>model\n")
+        assert 0 < sample["busy"] <= sample["seconds"]
+    assert "<html" in (folder / "report.html").read_text()
+
+
+def asked_again(taught, monkeypatch, **options) -> tuple[evaluation.Evaluation, list[str]]:
+    """Evaluate, and tell for which models and how many rows a generator was at work."""
+    from fitcoach_tune.evaluate import asking
+
+    seen, ask = [], asking.ask
+
+    def counted(generator, tokenizer, prompts, together, **given):
+        seen.append(f"{len(prompts)}{' constrained' * bool(given['constraints'])}")
+        ask(generator, tokenizer, prompts, together, **given)
+
+    monkeypatch.setattr(asking, "ask", counted)
+    given = {name: options.pop(name) for name in list(options) if name in ("max_new_tokens",)}
+    return evaluation.evaluate(str(taught / "run"), settings_of(taught, **given), Options(**options)), seen
+
+
+def test_an_interrupted_evaluation_goes_on(found, taught, monkeypatch, tmp_path):
+    """Half of the tuned model's answers, the last one torn: the others are asked, and the result is the same."""
+    lines = (found.folder / "samples.jsonl").read_text().splitlines(keepends=True)
+    tuned = [line for line in lines if json.loads(line)["model"] == "tuned"]
+    (tmp_path / "samples.jsonl").write_text("".join(tuned[:9]) + tuned[9][:200])
+    again, seen = asked_again(taught, monkeypatch, split="all", constrained=False, report=str(tmp_path))
+    assert seen == ["12"]  # the base is known from before
+    before = [sample for sample in found.samples if sample["model"] != "tuned, constrained"]
+    timeless = [[{**s, "seconds": 0, "busy": 0} for s in samples] for samples in (again.samples, before)]
+    assert timeless[0] == timeless[1]
+    assert len(read_answers(tmp_path / "samples.jsonl")) == 2 * 21
+
+
+def test_nothing_is_asked_twice(found, taught, monkeypatch):
+    again, seen = asked_again(taught, monkeypatch, split="all", report=str(taught / "found"))
+    assert seen == []
+    assert again.samples == found.samples
+    assert {**again.results, "finished": ""} == {**found.results, "finished": ""}
+
+
+def test_the_base_is_asked_once_for_all_reports(found, taught, monkeypatch, tmp_path, cache):
+    again, seen = asked_again(taught, monkeypatch, split="all", constrained=False, report=str(tmp_path / "new"))
+    assert seen == ["21"]
+    assert again.sets[0].of("base").answers == found.sets[0].of("base").answers
+    shutil.rmtree(cache / "answers")
+    _, seen = asked_again(taught, monkeypatch, split="all", constrained=False, report=str(tmp_path / "other"))
+    assert seen == ["21", "21"]
+
+
+def test_another_limit_or_adapter_starts_anew(found, taught, monkeypatch, tmp_path):
+    shutil.copy(found.folder / "samples.jsonl", tmp_path / "samples.jsonl")
+    options = {"split": "all", "constrained": False, "report": str(tmp_path), "baseline": "none"}
+    _, seen = asked_again(taught, monkeypatch, max_new_tokens=NEW - 1, **options)
+    assert seen == ["21"]
+    shutil.copytree(taught / "run", tmp_path / "run")
+    shutil.copytree(taught / "base", tmp_path / "base")
+    file = tmp_path / "run" / "adapter_config.json"
+    file.write_text(file.read_text().replace('"lora_alpha": 64', '"lora_alpha": 32'))
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    record["files"]["adapter_config.json"] = files.sha256_file(file)
+    (tmp_path / "run/run.json").write_text(json.dumps(record))
+    assert runs.open_run(str(tmp_path / "run")).sha256 != runs.open_run(str(taught / "run")).sha256
+    shutil.copy(found.folder / "samples.jsonl", tmp_path / "samples.jsonl")
+    monkeypatch.setattr("fitcoach_tune.evaluate.evaluation.TUNED", "tuned")
+    found_again = evaluation.evaluate(str(tmp_path / "run"), settings_of(taught), Options(**options))
+    keys = [
+        {key for model in e.sets[0].models if model.name == "tuned" for key in model.keys} for e in (found, found_again)
+    ]
+    assert not keys[0] & keys[1]
+
+
+# ------------------------------------------------------------------------------------------------ other rows
+
+
+def test_rows_of_a_file(program, taught, tmp_path):
+    """Without tools of their own, and with several acceptable answers."""
+    rows = [
+        {"user_query": "one one?", "function_call": "get_steps"},
+        {"user_query": "bed a", "function_call": {"name": "get_sleep", "arguments": {"days": 1}},
+         "acceptable_answers": [{"name": "get_sleep", "arguments": {"days": 2}}, "get_steps"]},
+    ]  # fmt: skip
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = program("--adapter", "run", "--data", path, "--baseline", "none", "--unconstrained", "--json")
+    assert done.exit_code == 0, done.stderr
+    printed = json.loads(done.stdout)
+    assert printed["report"] == "run/eval/mine-all"
+    assert printed["data"] == {"name": str(path), "split": "all", "sha256": files.sha256_file(path)}
+    assert printed["sets"][0]["n"] == 2
+    samples = [json.loads(line) for line in (taught / "run/eval/mine-all/samples.jsonl").read_text().splitlines()]
+    assert [len(sample["gold"]) for sample in samples] == [1, 3]
+    assert [sample["tools"] for sample in samples] == [["get_steps", "get_sleep"]] * 2
+
+
+def test_rows_that_were_trained_on_are_called_that(program, taught):
+    done = program("--adapter", "run", "--data", "rows.jsonl", "--baseline", "none", "--unconstrained", "--json")
+    assert done.exit_code == 0, done.stderr
+    assert "the adapter was trained on a part of these rows" in done.stderr
+    assert json.loads(done.stdout)["sets"][0]["n"] == 21
+
+
+def test_every_answer_of_a_conversation_is_asked(program, taught, tmp_path):
+    """The call, and the words after its result; each with what stands before it in the data."""
+    messages = conversation("one one?", ("get_steps", {}))
+    messages += [
+        {"role": "tool", "name": "get_steps", "content": {"steps": 5000}},
+        {"role": "assistant", "content": "Hello!"},
+    ]
+    path = tmp_path / "talk.jsonl"
+    path.write_text(json.dumps({"messages": messages, "tools": [STEPS, SLEEP]}) + "\n")
+    done = program("--adapter", "run", "--data", path, "--baseline", "none", "--unconstrained", "--json")
+    assert done.exit_code == 0, done.stderr
+    lines = (taught / "run/eval/talk-all/samples.jsonl").read_text().splitlines()
+    first, second = map(json.loads, lines)
+    assert [s["origin"] for s in (first, second)] == ["talk.jsonl:1, messages[2]", "talk.jsonl:1, messages[4]"]
+    assert first["gold"] == [[{"name": "get_steps", "arguments": {}}]]
+    assert second["gold"] == [[]]
+    assert second["prompt"].endswith("response:get_steps{steps:5000}<end_function_response>")
+
+
+def test_harder_sets(program, taught):
+    """Each is a row of its own, with models side by side."""
+    done = program("--adapter", "run", "--hard", "--baseline", "none", "--unconstrained", "--json")
+    assert done.exit_code == 0, done.stderr
+    sets = json.loads(done.stdout)["sets"]
+    names = ["tool-order", "distractors", "gold-removed", "renamed", "typos", "casing", "unserved"]
+    assert [made["name"] for made in sets] == ["test", *(f"hard/{name}" for name in names)]
+    assert all(made["n"] and made["models"][0]["metrics"]["n"] == made["n"] for made in sets)
+    samples = [json.loads(line) for line in (taught / "run/eval/test/samples.jsonl").read_text().splitlines()]
+    for sample in samples:
+        if sample["set"] in ("hard/gold-removed", "hard/unserved"):
+            assert sample["gold"] == [[]]
+    table = program("--adapter", "run", "--hard", "--baseline", "none", "--unconstrained").stdout
+    assert "harder sets" in table
+    again = program("--adapter", "run", "--hard", "--baseline", "none", "--unconstrained", "--json", "--seed", "1")
+    assert json.loads(again.stdout)["settings"]["seed"] == 1
+
+
+# ------------------------------------------------------------------------------------------------ gates
+
+
+@pytest.mark.parametrize(
+    ("arguments", "failed"),
+    [
+        (["--fail-under", "0"], []),
+        (["--fail-under", "1"], ["--fail-under"]),
+        (["--max-invented", "21"], []),
+        (["--fail-under", "1", "--gate", "lower", "--max-invented", "21"], ["--fail-under"]),
+    ],
+)
+def test_gates(program, found, arguments, failed):
+    """What was found is printed all the same; the exit code tells."""
+    assert 0 < found.sets[0].of("tuned").metrics.exact.right < 21
+    done = program("--adapter", "run", "--split", "all", "--json", *arguments)
+    assert done.exit_code == (9 if failed else 0), done.stderr
+    gates = json.loads(done.stdout)["gates"]
+    assert [gate["flag"] for gate in gates if not gate["passed"]] == failed
+    assert done.stderr.count("error: ") == len(failed)
+    told = program("--adapter", "run", "--split", "all", *arguments).stdout
+    assert ("FAILED" in told) == bool(failed)
+
+
+def test_a_share_is_between_0_and_1(program):
+    done = program("--adapter", "run", "--fail-under", "90")
+    assert done.exit_code == 2
+    assert "--fail-under" in done.stderr
+
+
+def test_a_gate_between_the_point_and_its_lower_end(program, found):
+    rate = found.sets[0].of("tuned").metrics.exact
+    between = str((rate.value + rate.interval[0]) / 2)
+    for gate, code in (("point", 0), ("lower", 9)):
+        assert program("--adapter", "run", "--split", "all", "--fail-under", between, "--gate", gate).exit_code == code
 
 
 # ------------------------------------------------------------------------------------------------ what is refused
@@ -269,7 +522,9 @@ def test_a_damaged_set(program, taught, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "code", "part"), [
-    (["--adapter", "run", "--data", "nowhere"], 5, "this is not a prepared set: manifest.json is missing"),
+    (["--adapter", "run", "--data", "nowhere.jsonl"], 3, "nowhere.jsonl"),
+    (["--adapter", "run", "--data", "rows.jsonl", "--split", "test"], 2, "have no splits"),
+    (["--adapter", "run", "--report", "rows.jsonl"], 6, "rows.jsonl/samples.jsonl: cannot write"),
     (["--adapter", "nowhere"], 4, "no such folder"),
     (["--adapter", "run", "--baseline", "nowhere"], 4, "nowhere: no such folder"),
     (["--adapter", "run", "--baseline", "set"], 5, "holds no finished adapter"),

@@ -76,9 +76,24 @@ def test_rows_stop_on_their_own(make_tiny):
     assert len(lengths) > 2
     generator = generate.Generator(model)
     generator.warm(head)
-    finished = []
-    assert generator.generate(prompts, 60, finished.append) == expected
-    assert sum(finished) == len(prompts)
+    told = []
+    assert generator.generate(prompts, 60, lambda *answer: told.append(answer)) == expected
+    assert told == sorted(enumerate(expected), key=lambda answer: len(answer[1]))  # each as soon as it stopped
+    told.clear()
+    assert generator.generate(prompts, 60, lambda *answer: told.append(answer), batch_size=3) == expected
+    assert sorted(told) == list(enumerate(expected))
+    assert {i for i, _ in told[:3]} == {0, 1, 2}
+
+
+def test_rows_that_are_cut_are_told_as_well(make_tiny):
+    model = make_tiny(tie_word_embeddings=False)
+    head, prompts = make_prompts(4, [3, 5])
+    generator = generate.Generator(model)
+    generator.warm(head)
+    told = []
+    answers = generator.generate(prompts, 7, lambda *answer: told.append(answer))
+    assert [len(answer) for answer in answers] == [7, 7]
+    assert told == list(enumerate(answers))
 
 
 def test_the_prefix_is_computed_once(make_tiny):

@@ -37,9 +37,27 @@ def found(tmp_path_factory):
 @pytest.mark.parametrize("name", [name for name in worker.CASES if name != "bf16"])  # whose ties fall either way
 def test_answers_are_those_of_plain_torch(found, name):
     case = worker.CASES[name]
-    expected, finished = worker.answer(case, Generator(worker.make_model(case)))
+    expected, _ = worker.answer(case, Generator(worker.make_model(case)))
     assert found[name]["answers"] == expected
-    assert found[name]["finished"] == finished == sum(len(lengths) for lengths, _ in case["calls"])
+
+
+@pytest.mark.parametrize("name", worker.CASES)
+def test_each_answer_is_told_once(found, name):
+    for answers, told in zip(found[name]["answers"], found[name]["told"], strict=True):
+        assert sorted(told) == [[i, answer] for i, answer in enumerate(answers)]
+
+
+def test_rows_are_told_as_they_stop(found):
+    (told,) = found["stops"]["told"]
+    lengths = [len(answer) for _, answer in told]
+    assert [n > 9 for n in lengths] == sorted(n > 9 for n in lengths)  # what the first fetch found comes first
+    assert any(n <= 9 for n in lengths)
+
+
+def test_constraints_are_refused(found):
+    assert "cannot be constrained" in found["constrained"]
+    assert "--device xla-cpu" in found["constrained"]
+    assert "--unconstrained" in found["constrained"]
 
 
 def test_rows_stop_on_their_own(found):

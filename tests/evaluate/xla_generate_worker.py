@@ -43,15 +43,16 @@ def make_model(case: dict[str, Any]) -> torch.nn.Module:
     return model.to(case.get("dtype", torch.float32))
 
 
-def answer(case: dict[str, Any], generator: Generator) -> tuple[list[list[list[int]]], int]:
-    """The answers of each call, and how many rows were said to have stopped."""
-    finished: list[int] = []
-    answers = []
+def answer(case: dict[str, Any], generator: Generator) -> tuple[list[list[list[int]]], list[list[tuple]]]:
+    """The answers of each call, and in which order they were told."""
+    answers, told = [], []
     for lengths, size in case["calls"]:
         head, prompts = make_prompts(case["prefix"], lengths, seed=case["limit"])
         generator.warm(head)
-        answers.append(generator.generate(prompts, case["limit"], finished.append, size))
-    return answers, sum(finished)
+        order: list[tuple] = []
+        answers.append(generator.generate(prompts, case["limit"], lambda *row, to=order: to.append(row), size))
+        told.append(order)
+    return answers, told
 
 
 def count_compilations(backend: Any) -> dict[str, list[int]]:
@@ -83,6 +84,14 @@ def refused(model: torch.nn.Module, backend: Any) -> str:
     return ""
 
 
+def constrained(model: torch.nn.Module, backend: Any) -> str:
+    try:
+        Generator(model, backend).generate([[5, 6, 7], [8]], 3, constraints=[None, object()])
+    except DeviceError as error:
+        return str(error)
+    return ""
+
+
 def among_hosts(model: torch.nn.Module, backend: Any) -> str:
     backend.world_size = 2
     try:
@@ -99,11 +108,12 @@ def main(devices: str, file: str) -> None:
         compiled = count_compilations(backend)
         model = make_model(case)
         backend.place(model)
-        answers, finished = answer(case, Generator(model, backend))
-        found[name] = {"answers": answers, "finished": finished, "compiled": compiled}
+        answers, told = answer(case, Generator(model, backend))
+        found[name] = {"answers": answers, "told": told, "compiled": compiled}
     backend, model = make_backend("xla-cpu", int(devices)), make_model({})
     backend.place(model)
     found["refused"] = refused(model, backend)
+    found["constrained"] = constrained(model, backend)
     found["among_hosts"] = among_hosts(model, backend)
     Path(file).write_text(json.dumps(found), encoding="utf-8")
 

@@ -9,7 +9,7 @@ constant of the graph, and each token another graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -111,26 +111,28 @@ class CompiledRows:
             backend.end_step()
         self._cache = FixedCache(layers, length, model.config.sliding_window, own)
 
-    def answer(self, tails: Sequence[Sequence[int]], on_finished: Callable[[int], None]) -> list[list[int]]:
-        """The greedy continuation of up to `shape.rows` prompts, given without the prefix; see `Generator.generate`."""
+    def answer(self, tails: Mapping[int, Sequence[int]], on_answer: Callable[[int, list[int]], None]) -> None:
+        """Give the greedy continuation of up to `shape.rows` prompts, given by their index without the prefix.
+
+        `on_answer` gets each index with its new tokens once it is known that they are all; see `Generator.generate`.
+        """
         shape, backend = self.shape, self.backend
-        rows = [*tails, *[[0]] * (shape.rows - len(tails))]
+        rows = [*tails.values(), *[[0]] * (shape.rows - len(tails))]
         ids = padded(rows, shape.width)
         progress = Progress.start(np.array([[len(row)] for row in rows]), shape.limit, backend.put)
         for start in range(0, shape.width, shape.part):
             self._prefill(progress, ids[:, start : start + shape.part], start)
-        made, going = 1, set(range(len(tails)))
-        while True:
+        made, going = 1, dict(enumerate(tails))
+        while going:
             for _ in range(min(_FETCH_EVERY, shape.limit - made)):
                 self._decode(progress)
                 made += 1
-            answers = [_until_stop(answer[:made]) for answer in self._fetch(progress)[: len(tails)]]
-            stopped = {row for row in going if made == shape.limit or answers[row][-1] in STOP_IDS}
-            going -= stopped
-            if stopped:
-                on_finished(len(stopped))
-            if not going:
-                return answers
+            answers = self._fetch(progress)
+            for row, index in list(going.items()):
+                answer = _until_stop(answers[row][:made])
+                if made == shape.limit or answer[-1] in STOP_IDS:
+                    del going[row]
+                    on_answer(index, answer)
 
     def _prefill(self, progress: Progress, ids: np.ndarray, start: int) -> None:
         """Run a part of the prompts, int64 [B, part] from slot `start`; rows that end in it get their first token."""

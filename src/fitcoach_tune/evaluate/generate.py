@@ -1,8 +1,9 @@
 """Greedy generation for many prompts that start alike: the shared prefix is computed once and kept warm.
 
 The same idea as in training, with a cache: the prefix's keys and values are stored once per layer, not per row; each
-row has a small cache of its own behind it. On a plain device rows that have stopped leave the batch; for one that
-compiles, where nothing may change its shape, see `compiled`.
+row has a small cache of its own behind it. On a plain device rows that have stopped leave the batch, and where a row's
+constraint leaves no choice several tokens run at once; for a device that compiles, where nothing may change its shape,
+see `compiled`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,8 +28,40 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from fitcoach_tune.backends.base import Backend
+    from fitcoach_tune.evaluate.constrain import Constraint, Guide
 
 _numbers = itertools.count(1)
+
+
+@dataclass
+class _Row:
+    """A prompt on its way to its answer.
+
+    Attributes:
+        index: its place among the prompts.
+        slot: where in its cache the next token will stand.
+        guide: what holds the answer to a grammar, if something does.
+        answer: the tokens so far.
+        pending: those of them that have not run yet.
+    """
+
+    index: int
+    slot: int
+    guide: Guide | None
+    answer: list[int] = field(default_factory=list)
+    pending: list[int] = field(default_factory=list)
+
+    def take(self, token: int, limit: int) -> bool:
+        """Add the chosen token and those that must follow it; says whether the answer has come to its end."""
+        self.pending = [token]
+        if self.guide:
+            self.guide.advance(token)
+            room = limit - len(self.answer) - 1
+            for forced in self.guide.forced()[:room]:
+                self.guide.advance(forced)
+                self.pending.append(forced)
+        self.answer += self.pending
+        return self.answer[-1] in STOP_IDS or len(self.answer) >= limit
 
 
 class Generator:
@@ -92,42 +126,61 @@ class Generator:
         self,
         prompts: Sequence[Sequence[int]],
         max_new_tokens: int,
-        on_finished: Callable[[int], None] = lambda _: None,
+        on_answer: Callable[[int, list[int]], None] = lambda *_: None,
         batch_size: int | None = None,
+        constraints: Sequence[Constraint | None] | None = None,
     ) -> list[list[int]]:
         """The greedy continuation of each prompt.
 
         Args:
             prompts: token ids, at least one token behind the warm prefix; those that do not start with it are refused.
-            max_new_tokens: most tokens to add.
-            on_finished: told how many rows have just stopped.
+            max_new_tokens: most tokens to add, at least 1.
+            on_answer: told a prompt's index and its new tokens as soon as it stops.
             batch_size: prompts at a time, by default all. A backend that compiles pads all batches alike.
+            constraints: what holds each prompt's answer to a grammar, or None.
 
         Returns:
             New token ids per prompt, the stop token included if one came.
 
         Raises:
             ValueError: a prompt does not start with the warm prefix.
-            DeviceError: a graph was compiled that had been compiled before.
+            DeviceError: a graph was compiled that had been compiled before, or answers of a backend that compiles are
+                to be constrained.
         """
         head, _ = self._warm
         tails = [list(p[len(head) :]) for p in prompts]
         if any(tuple(p[: len(head)]) != head or not tail for p, tail in zip(prompts, tails, strict=True)):
             raise ValueError("every prompt must be longer than the warm prefix and start with it")
+        constraints = constraints or [None] * len(tails)
+        self._check_constraints(constraints)
         if not tails:
             return []
         size = min(batch_size or len(tails), len(tails))
-        answers: list[list[int]] = []
+        answers: dict[int, list[int]] = {}
+
+        def answered(index: int, answer: list[int]) -> None:
+            answers[index] = answer
+            on_answer(index, answer)
+
         with self._without_gradients():
-            rows = self._compiled_rows(max(map(len, tails)), size, max_new_tokens)
+            compiled = self._compiled_rows(max(map(len, tails)), size, max_new_tokens)
             for start in range(0, len(tails), size):
-                batch = tails[start : start + size]
-                if rows:
-                    answers += rows.answer(batch, on_finished)
+                batch = range(start, min(start + size, len(tails)))
+                if compiled:
+                    compiled.answer({i: tails[i] for i in batch}, answered)
                 else:
-                    cache, last = self._prefill(batch)
-                    answers += self._decode(cache, last, [len(tail) for tail in batch], max_new_tokens, on_finished)
-        return answers
+                    guides = {i: constraint.start() for i in batch if (constraint := constraints[i])}
+                    rows = [_Row(i, len(tails[i]), guides.get(i)) for i in batch]
+                    self._decode(*self._prefill([tails[i] for i in batch]), rows, max_new_tokens, answered)
+        return [answers[i] for i in range(len(tails))]
+
+    def _check_constraints(self, constraints: Sequence[Constraint | None]) -> None:
+        if self._backend and any(constraints):
+            raise DeviceError(
+                "answers cannot be constrained on a device that compiles what it does",
+                where=f"--device {self._backend.name}",
+                hint="use --unconstrained, or another device",
+            )
 
     def _compiled_rows(self, longest: int, size: int, limit: int) -> CompiledRows | None:
         if not self._backend:
@@ -156,30 +209,43 @@ class Generator:
         return cache, last
 
     def _decode(
-        self, cache: RowCache, last: Tensor, lengths: list[int], limit: int, on_finished: Callable[[int], None]
-    ) -> list[list[int]]:
-        answers: list[list[int]] = [[] for _ in lengths]
-        active = list(range(len(lengths)))
-        slots = torch.tensor(lengths, device=self.device)
-        for step in range(limit):
-            chosen = (last @ self.model.lm_head.weight.T).argmax(-1)
-            for row, token in zip(active, chosen.tolist(), strict=True):
-                answers[row].append(token)
-            going = [i for i, row in enumerate(active) if answers[row][-1] not in STOP_IDS]
-            if len(going) < len(active):
-                on_finished(len(active) - len(going))
-                active = [active[i] for i in going]
-                keep = torch.tensor(going, dtype=torch.long, device=self.device)
-                chosen, slots = chosen[keep], slots[keep]
-                cache.keep(keep)
-            if not active or step + 1 == limit:
-                break
-            cache.reserve(max(lengths[row] for row in active) + step + 1)
-            last = hidden_states(self.model, chosen[:, None], cache.at(slots[:, None]), cache)[:, 0]
-            slots = slots + 1
-        if active:
-            on_finished(len(active))
-        return answers
+        self,
+        cache: RowCache,
+        last: Tensor,
+        rows: list[_Row],
+        limit: int,
+        on_answer: Callable[[int, list[int]], None],
+    ) -> None:
+        """Go on from the hidden states [B, hidden] of the prompts' last tokens until every row has stopped."""
+        while rows:
+            logits = last @ self.model.lm_head.weight.T
+            for i, row in enumerate(rows):
+                if row.guide:
+                    logits[i] = row.guide.allow(logits[i], limit - len(row.answer))
+            stopped = [row.take(token, limit) for row, token in zip(rows, logits.argmax(-1).tolist(), strict=True)]
+            if any(stopped):
+                for row, has_stopped in zip(rows, stopped, strict=True):
+                    if has_stopped:
+                        on_answer(row.index, row.answer)
+                going = [i for i, has_stopped in enumerate(stopped) if not has_stopped]
+                cache.keep(torch.tensor(going, dtype=torch.long, device=self.device))
+                rows = [rows[i] for i in going]
+            if rows:
+                last = self._run_pending(cache, rows)
+
+    def _run_pending(self, cache: RowCache, rows: list[_Row]) -> Tensor:
+        """Run each row's new tokens; returns the hidden state of its last one, [B, hidden]."""
+        counts = [len(row.pending) for row in rows]
+        width = max(counts)
+        ids = torch.from_numpy(padded([row.pending for row in rows], width)).to(self.device)
+        first = torch.tensor([[row.slot] for row in rows], device=self.device)
+        cache.reserve(max(row.slot for row in rows) + width)
+        slots = first + torch.arange(width, device=self.device)
+        hidden = hidden_states(self.model, ids, cache.at(slots), cache)
+        for row in rows:
+            row.slot += len(row.pending)
+        ends = torch.tensor(counts, device=self.device) - 1
+        return hidden[torch.arange(len(rows), device=self.device), ends]
 
     def _without_gradients(self) -> AbstractContextManager:
         # XLA's tensors are written in place later on, which inference tensors are not meant for.

@@ -1,70 +1,170 @@
-"""An evaluation as people read it in a terminal, and as JSON."""
+"""An evaluation as people read it in a terminal."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from fitcoach_tune.evaluate.metrics import INVENTED, NO_CALL, UNPARSABLE, Metrics
+from fitcoach_tune.evaluate.statistics import Rate
+from fitcoach_tune.functiongemma import Call
 from fitcoach_tune.infer import describe_call
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from fitcoach_tune.evaluate.evaluation import Evaluation
+    from fitcoach_tune.evaluate.results import SetResult
 
 _SHOWN = 10
-
-
-def as_json(evaluation: Evaluation) -> dict[str, Any]:
-    """The evaluation as a JSON value, with the mistakes of the last model, which is the tuned one."""
-    tuned = evaluation.results[-1]
-    mistakes = [
-        {
-            **{key: m[key] for key in ("query", "error", "raw", "origin")},
-            "gold": [{"name": c.name, "arguments": c.arguments} for c in m["gold"]],
-            "got": [{"name": c.name, "arguments": c.arguments} for c in m["got"]],
-        }
-        for m in evaluation.mistakes(tuned)
-    ]
-    return {
-        "adapter": evaluation.adapter,
-        "data": evaluation.data,
-        "split": evaluation.split,
-        "n": len(evaluation.questions),
-        "results": [result.as_dict() for result in evaluation.results],
-        "mistakes": mistakes,
-    }
+# A wider confusion matrix does not fit a terminal; the page has it.
+_MOST_COLUMNS = 12
+MEASURES: dict[str, Callable[[Metrics], Rate]] = {
+    "right functions, where calls are wanted": lambda m: m.names,
+    "arguments given that are right": lambda m: m.argument_precision,
+    "arguments wanted that are given right": lambda m: m.argument_recall,
+    "calls something, where it should": lambda m: m.called,
+    "calls nothing, where it should not": lambda m: m.silent,
+    "can be parsed": lambda m: m.valid_format,
+    "calls an undeclared function": lambda m: m.invented,
+    "wrong number of calls": lambda m: m.wrong_count,
+    "reached the token limit": lambda m: m.unstopped,
+}
 
 
 def as_tables(evaluation: Evaluation) -> list[RenderableType]:
-    """What the terminal shows: the tuned model's worst mistakes, then exact-call accuracy by model."""
+    """What the terminal shows; what matters most comes last, where the eye is when the program ends."""
+    main = evaluation.sets[0]
+    metrics = main.of("tuned").metrics
+    parts = [*_mistakes(main), *_confusion(metrics), _tools(metrics), _measures(main)]
+    if len(evaluation.sets) > 1:
+        parts.append(_hard(evaluation))
+    return [*parts, _exact(main), *_words(evaluation)]
+
+
+def _table(title: str, *columns: str) -> Any:
     from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", overflow="fold")
+    return table
+
+
+def _text(value: str) -> Any:
     from rich.text import Text
 
-    table = Table(title=f"Exact calls (name and arguments), {evaluation.split} split", title_justify="left")
-    for column, justify in (("model", "left"), ("right", "right"), ("n", "right"), ("accuracy", "right")):
-        table.add_column(column, justify=justify)
-    table.add_column("95% interval", justify="right")
-    table.add_column("mistakes by kind")
-    for result in evaluation.results:
-        rate = result.exact
-        low, high = rate.interval
-        kinds = ", ".join(f"{kind} {count}" for kind, count in result.errors.most_common())
-        unstopped = f"; {result.unstopped} not stopped" if result.unstopped else ""
-        interval = f"{low:.1%} to {high:.1%}"
-        table.add_row(result.name, str(rate.right), str(rate.n), f"{rate.value:.1%}", interval, kinds + unstopped)
-    mistakes = evaluation.mistakes(evaluation.results[-1])
-    if not mistakes:
-        return [table]
-    wrong = Table(
-        title=f"Mistakes of the tuned model ({min(_SHOWN, len(mistakes))} of {len(mistakes)})", title_justify="left"
-    )
-    for column in ("asked", "wanted", "got", "kind"):
-        wrong.add_column(column, overflow="fold")
-    for m in mistakes[:_SHOWN]:
-        got = " ".join(describe_call(c) for c in m["got"]) or _shorten(m["raw"])
-        wanted = " ".join(describe_call(c) for c in m["gold"]) or "no call"
-        wrong.add_row(Text(m["query"]), Text(wanted), Text(got), m["error"])
-    return [wrong, table]  # the result last, where the eye is when the program ends
+    return Text(value)  # what people and models say may look like markup
+
+
+def _exact(main: SetResult) -> Any:
+    title = f"Exact calls (name and arguments): {main.asked.title.lower()}"
+    table = _table(title, "model", "right", "n", "accuracy", "95% interval", "mistakes by kind")
+    table.columns[-1].justify = "left"
+    for model in main.models:
+        rate = model.metrics.exact
+        kinds = ", ".join(f"{kind} {count}" for kind, count in model.metrics.errors.items())
+        table.add_row(_text(model.name), str(rate.right), str(rate.n), _percent(rate), _interval(rate), kinds)
+    return table
+
+
+def _measures(main: SetResult) -> Any:
+    table = _table("Measures", "share of", *(model.name for model in main.models))
+    for name, rate_of in MEASURES.items():
+        rates = [rate_of(model.metrics) for model in main.models]
+        table.add_row(name, *(f"{_percent(rate)} of {rate.n}" if rate.n else "–" for rate in rates))
+    every = [model.metrics for model in main.models]
+    table.add_row("seconds to an answer, in its batch: p50, p95", *map(_seconds, every))
+    table.add_row("tokens a second", *(f"{m.tokens_per_second:.0f}" if m.tokens_per_second else "–" for m in every))
+    return table
+
+
+def _seconds(metrics: Metrics) -> str:
+    if metrics.seconds_p50 is None:
+        return "–"
+    return f"{metrics.seconds_p50:.2f}, {metrics.seconds_p95:.2f}"
+
+
+def _tools(metrics: Metrics) -> Any:
+    table = _table("The tuned model by tool", "tool", "wanted", "called", "precision", "recall", "F1")
+    for name, tool in metrics.tools.items():
+        f1 = f"{tool.f1:.2f}" if tool.made + tool.wanted else "–"
+        table.add_row(
+            _text(name), str(tool.wanted), str(tool.made), _percent(tool.precision), _percent(tool.recall), f1
+        )
+    return table
+
+
+def _confusion(metrics: Metrics) -> Iterator[Any]:
+    """Wanted by called. Columns are numbered, since names do not fit."""
+    wanted = sorted({row for row, _ in metrics.confusion} - {NO_CALL})
+    names = sorted({*metrics.tools, *wanted})
+    if not 0 < len(names) <= _MOST_COLUMNS:
+        return
+    columns = [*names, NO_CALL, INVENTED, UNPARSABLE]
+    heads = [str(i) for i in range(1, len(names) + 1)] + columns[len(names) :]
+    table = _table("Wanted (rows) and called (columns) by the tuned model", "wanted", *heads)
+    for row in [*names, NO_CALL]:
+        number = f"{names.index(row) + 1} " if row in names else ""
+        counts = [metrics.confusion.get((row, column), 0) for column in columns]
+        if any(counts):
+            table.add_row(_text(number + row), *(str(count) if count else "·" for count in counts))
+    yield table
+
+
+def _hard(evaluation: Evaluation) -> Any:
+    names = [model.name for model in evaluation.sets[0].models]
+    table = _table("Exact calls on harder sets (95% interval)", "set", "n", *names)
+    for result in evaluation.sets[1:]:
+        rates = [model.metrics.exact for model in result.models]
+        cells = [f"{_percent(rate)} ({_interval(rate)})" for rate in rates]
+        table.add_row(result.asked.title, str(len(result.asked.turns)), *cells)
+    return table
+
+
+def _mistakes(main: SetResult) -> Iterator[Any]:
+    tuned = main.of("tuned")
+    wrong = [i for i, verdict in enumerate(tuned.verdicts) if not verdict.right]
+    if not wrong:
+        return
+    common = tuned.metrics.errors
+    wrong.sort(key=lambda i: -common[tuned.verdicts[i].error])
+    title = f"Mistakes of the tuned model ({min(_SHOWN, len(wrong))} of {len(wrong)})"
+    table = _table(title, "asked", "wanted", "got", "kind")
+    for column in table.columns:
+        column.justify = "left"
+    for i in wrong[:_SHOWN]:
+        turn, verdict = main.asked.turns[i], tuned.verdicts[i]
+        got = _calls(verdict.calls) or _shorten(tuned.answers[i].raw)
+        table.add_row(_text(turn.query), _text(_calls(turn.gold.calls) or "no call"), _text(got), verdict.error)
+    yield table
+
+
+def _words(evaluation: Evaluation) -> Iterator[Any]:
+    if evaluation.baseline:
+        found = evaluation.sets[0].compare(evaluation.baseline, "tuned")
+        low, high = found.interval
+        p = found.p_value
+        yield _text(
+            f"Against {evaluation.baseline}: {found.only_second} rows got better and {found.only_first} got worse. "
+            f"Difference {100 * found.difference:+.1f} points (95% interval {100 * low:+.1f} to {100 * high:+.1f}), "
+            f"exact McNemar p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}, n = {found.n}."
+        )
+    for gate in evaluation.gates:
+        yield _text(f"{gate.flag} {'passed' if gate.passed else 'FAILED'}: {gate.text}")
+
+
+def _percent(rate: Rate) -> str:
+    return f"{rate.value:.1%}" if rate.n else "–"
+
+
+def _interval(rate: Rate) -> str:
+    low, high = rate.interval
+    return f"{low:.1%} to {high:.1%}"
+
+
+def _calls(calls: tuple[Call, ...]) -> str:
+    return " ".join(map(describe_call, calls))
 
 
 def _shorten(text: str, limit: int = 60) -> str:
