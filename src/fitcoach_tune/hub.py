@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 from fitcoach_tune.errors import AccessError, ConfigError
 
@@ -50,8 +52,7 @@ def access_error(error: Exception, repo_id: str, revision: str | None, what: str
     """
     from huggingface_hub import errors
 
-    links = _causes(error)
-    status = _status(links)
+    links, status = _causes(error), status_of(error)
     where = f"{what} {repo_id}" + (f"@{revision}" if revision else "")
     page = f"https://huggingface.co/{'datasets/' if what == 'dataset' else ''}{repo_id}"
 
@@ -84,12 +85,61 @@ def is_unreachable(error: Exception) -> bool:
     """Whether a request got no answer: no network, a time-out, or offline mode (`HF_HUB_OFFLINE`)."""
     from huggingface_hub import errors
 
-    links = _causes(error)
     silent = (errors.LocalEntryNotFoundError, ConnectionError, TimeoutError)
     # The client's HTTP library has changed its name before, and is nobody's dependency but the client's.
-    return _status(links) is None and any(
-        isinstance(link, silent) or type(link).__module__.startswith("httpx") for link in links
+    return status_of(error) is None and any(
+        isinstance(link, silent) or type(link).__module__.startswith("httpx") for link in _causes(error)
     )
+
+
+def is_offline(error: Exception) -> bool:
+    """Whether offline mode (`HF_HUB_OFFLINE`) is why there was no answer."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
+    return any(isinstance(link, OfflineModeIsEnabled) for link in _causes(error))
+
+
+def status_of(error: Exception) -> int | None:
+    """The HTTP status that the Hub answered with, if it answered."""
+    response = _response(error)
+    return None if response is None else response.status_code
+
+
+def server_message(error: Exception) -> str | None:
+    """What the Hub says about its refusal, if anything."""
+    return next((text for link in _causes(error) if (text := getattr(link, "server_message", None))), None)
+
+
+def retry_after(error: Exception) -> float | None:
+    """Seconds after which the Hub wants to be asked again: `Retry-After`, or of `RateLimit` what an empty window has
+    left.
+    """
+    response = _response(error)
+    if response is None:
+        return None
+    if (seconds := response.headers.get("Retry-After", "").strip()).isdigit():
+        return float(seconds)
+    window = re.search(r";\s*r=0\s*;\s*t=(\d+)", response.headers.get("RateLimit", ""))
+    return float(window.group(1)) if window else None
+
+
+def check_repo_id(repo_id: str, where: str) -> str:
+    """The id, if it can be one.
+
+    Raises:
+        ConfigError: it is not owner/name, or has characters that the Hub does not allow.
+    """
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo_id)
+        if repo_id.count("/") == 1:
+            return repo_id
+        what = "it must be owner/name"
+    except HFValidationError as error:
+        what = str(error).split(": '")[0]
+    raise ConfigError(f"not a valid Hub id: {what}", where=f"{where} {repo_id}", hint="such as YOUR_NAME/fitness-coach")
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:
@@ -100,7 +150,6 @@ def _causes(error: BaseException | None) -> list[BaseException]:
     return links
 
 
-def _status(links: list[BaseException]) -> int | None:
-    """The HTTP status that the Hub answered with, if it answered."""
-    responses = (getattr(link, "response", None) for link in links)
-    return next((response.status_code for response in responses if response is not None), None)
+def _response(error: Exception) -> Any:
+    responses = (getattr(link, "response", None) for link in _causes(error))
+    return next((response for response in responses if response is not None), None)

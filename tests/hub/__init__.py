@@ -1,0 +1,1 @@
+"""A Hub on loopback, and the tests of what the program sends to one."""
