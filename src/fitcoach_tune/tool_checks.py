@@ -66,7 +66,7 @@ def _compile(tool: dict) -> tuple[object | None, list[tuple[str, str]]]:
     from referencing import Registry
 
     problems = [_split(problem) for problem in functiongemma.tool_problems(tool)]
-    schema = _closed(tool["function"].get("parameters", {}), is_top=True)
+    schema = closed(tool["function"].get("parameters", {}), is_top=True)
     try:
         Draft202012Validator.check_schema(schema)
     except SchemaError as error:
@@ -82,7 +82,7 @@ def _path(parts: Iterable[str | int]) -> str:
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
 
 
-def _closed(schema: dict, *, is_top: bool = False) -> dict:
+def closed(schema: dict, *, is_top: bool = False) -> dict:
     """A copy of `schema` with lower-case types, OpenAPI's `nullable` spelt as a type, and closed objects.
 
     What is not declared is not rendered, so the model could not know of it: an object that declares properties, and
@@ -94,9 +94,9 @@ def _closed(schema: dict, *, is_top: bool = False) -> dict:
         if key == "type" and isinstance(value, (str, list)):
             copy[key] = value.lower() if isinstance(value, str) else [str(name).lower() for name in value]
         elif key == "properties" and isinstance(value, dict):
-            copy[key] = {name: _closed(inner) if isinstance(inner, dict) else inner for name, inner in value.items()}
+            copy[key] = {name: closed(inner) if isinstance(inner, dict) else inner for name, inner in value.items()}
         elif key == "items" and isinstance(value, dict):
-            copy[key] = _closed(value)
+            copy[key] = closed(value)
     if (is_top or copy.get("properties")) and not any(key in copy for key in _COMBINATORS):
         copy.setdefault("additionalProperties", False)
     if copy.pop("nullable", None) is True:

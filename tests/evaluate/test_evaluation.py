@@ -214,7 +214,7 @@ def test_the_prompts_are_those_of_training(found, taught):
 
 
 def test_infer_gives_what_was_evaluated(found, taught):
-    caller = FunctionCaller.from_adapter(str(taught / "run"), device="cpu", max_new_tokens=NEW)
+    caller = FunctionCaller.from_adapter(str(taught / "run"), device="cpu", max_new_tokens=NEW, constrained=False)
     asked = found.sets[0]
     for turn, answer in list(zip(asked.asked.turns, asked.of("tuned").answers, strict=True))[::5]:
         assert caller(turn.query).raw == answer.raw

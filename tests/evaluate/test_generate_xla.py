@@ -119,22 +119,51 @@ def test_shapes(longest, rows, expected):
     assert longest <= shape.width == shape.capacity - 9
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["eval", "--split", "all", "--per-device-eval-batch-size", "3", "--max-new-tokens", "10", "--json"],
-        ["infer", "bed c", "--max-new-tokens", "10", "--json"],
-    ],
-    ids=["eval", "infer"],
-)
-def test_the_program_prints_what_it_prints_on_a_cpu(finished_run, run_cli, monkeypatch, tmp_path, arguments):
-    """Base beside tuned: each model is another set of graphs, on the same two devices."""
+def test_infer_prints_what_it_prints_on_a_cpu(finished_run, run_cli, monkeypatch, tmp_path):
     folder, run, _ = finished_run
-    arguments = [*arguments, "--adapter", str(run)]
-    cache = str(tmp_path / "cache")
-    done = run_cli(*arguments, "--device", "xla-cpu", "--num-devices", "2", cwd=folder, FITCOACH_TUNE_CACHE=cache)
+    arguments = ["infer", "bed c", "--max-new-tokens", "10", "--unconstrained", "--json", "--adapter", str(run)]
+    on_xla = ["--device", "xla-cpu", "--num-devices", "2"]
+    done = run_cli(*arguments, *on_xla, cwd=folder, FITCOACH_TUNE_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 0, done.stderr
     monkeypatch.chdir(folder)
     plain = CliRunner().invoke(cli.app, [*arguments, "--device", "cpu"])
     assert plain.exit_code == 0, plain.stderr
     assert json.loads(done.stdout) == json.loads(plain.stdout)
+
+
+def test_eval_finds_what_it_finds_on_a_cpu(finished_run, run_cli, monkeypatch, tmp_path):
+    """Base beside tuned: each is another set of graphs, on the same two devices. Constrained answers are left out."""
+    folder, run, _ = finished_run
+    arguments = [
+        "eval",
+        "--split",
+        "all",
+        "--batch-size",
+        "3",
+        "--max-new-tokens",
+        "10",
+        "--json",
+        "--adapter",
+        str(run),
+    ]
+    on_xla = ["--device", "xla-cpu", "--num-devices", "2", "--report", str(tmp_path / "xla")]
+    done = run_cli(*arguments, *on_xla, cwd=folder, FITCOACH_TUNE_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert "constrained answers are not made on xla-cpu" in done.stderr
+    monkeypatch.chdir(folder)
+    report = ["--device", "cpu", "--unconstrained", "--report", str(tmp_path / "cpu")]
+    plain = CliRunner().invoke(cli.app, [*arguments, *report])
+    assert plain.exit_code == 0, plain.stderr
+    same = ("set", "model", "id", "prompt", "raw", "tokens", "stopped", "error")
+    xla, cpu = (
+        [
+            [json.loads(line)[key] for key in same]
+            for line in (tmp_path / name / "samples.jsonl").read_text().splitlines()
+        ]
+        for name in ("xla", "cpu")
+    )
+    assert len(xla) == 2 * 16
+    assert xla == cpu
+    refused = run_cli(*arguments, *on_xla, "--constrained", cwd=folder, FITCOACH_TUNE_CACHE=str(tmp_path / "cache"))
+    assert refused.returncode == 7
+    assert "--unconstrained" in refused.stderr

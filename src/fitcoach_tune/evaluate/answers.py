@@ -44,7 +44,7 @@ def key_of(model: str, prompt: Sequence[int], tools: list[dict], max_new_tokens:
     """What an answer depends on, as 16 hex digits.
 
     Args:
-        model: hashes of the base, the adapter and the dtype.
+        model: hash of the base, the adapter, the dtype and the device.
         prompt: its token ids.
         tools: as they were declared; a constrained answer depends on more of them than the prompt shows.
         max_new_tokens: of the answer.
@@ -59,7 +59,10 @@ def read_answers(path: Path) -> dict[str, Answer]:
     be half a line) are passed over; the file need not be there.
     """
     found = {}
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), path.open(encoding="utf-8", errors="replace") as lines:
+    with (
+        contextlib.suppress(FileNotFoundError, NotADirectoryError),
+        path.open(encoding="utf-8", errors="replace") as lines,
+    ):
         for line in lines:
             with contextlib.suppress(ValueError, RecursionError):
                 value = json.loads(line)

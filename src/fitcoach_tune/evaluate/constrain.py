@@ -7,10 +7,9 @@ a key that is not declared comes only once in an object, and a call is closed be
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,10 +18,11 @@ from torch import Tensor
 
 from fitcoach_tune import functiongemma
 from fitcoach_tune.evaluate.grammar import COMMON, MAX_KEY, answer_grammar, unusable
+from fitcoach_tune.evaluate.vocabulary import Vocabulary, vocabulary
 from fitcoach_tune.functiongemma import CONTROL_TOKENS
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLMatcher
     from transformers import PreTrainedTokenizerBase
 
 _START, _END, _STOP, _ESCAPE = (
@@ -34,13 +34,12 @@ _START, _END, _STOP, _ESCAPE = (
         functiongemma.ESCAPE,
     )
 )
-_BYTE = re.compile("<0x([0-9A-F]{2})>")
-# What the tokens of most strings are; llguidance finds out once which these are, and not at each token.
-_SLICES = ["(?s:[^<]{1,30})"]
 # A call is led to its end from this many tokens before the limit on, or from twice what the shortest calls need.
-_LEAST_REACH, _MOST_REACH = 32, 512
+_LEAST_REACH, _MOST_REACH = 32, 256
 # What llguidance may spend on a token before it gives up: about a second.
 _FUEL = 10_000_000
+# Copies of a matcher share what they find out about the grammar, and what they may find out in all is limited.
+_ROWS_PER_MATCHER = 256
 
 
 class Constraint:
@@ -55,9 +54,9 @@ class Constraint:
     """
 
     def __init__(self, tools: Sequence[dict], tokenizer: PreTrainedTokenizerBase):
-        self.vocabulary = _vocabulary(tokenizer)
+        self.vocabulary = vocabulary(tokenizer)
         self.grammar = answer_grammar(tools)
-        self._matcher = self._compile(self.grammar.lark)
+        self._matcher, self._rows = self._compile(self.grammar.lark), 0
         for where, terminal in self.grammar.doubtful:
             alone = self._compile(f"start: <escape> T <escape>{COMMON}T: {terminal}")
             alone.consume_token(_ESCAPE)
@@ -67,6 +66,9 @@ class Constraint:
 
     def start(self) -> Guide:
         """The state of a row that has said nothing yet."""
+        self._rows += 1
+        if self._rows % _ROWS_PER_MATCHER == 0:
+            self._matcher = self._compile(self.grammar.lark)
         return Guide(self, self._matcher.deep_copy())
 
     @cached_property
@@ -90,6 +92,8 @@ class Constraint:
     def _compile(self, lark: str) -> LLMatcher:
         from llguidance import LLMatcher, LLParserLimits
 
+        # Without forcing: llguidance would force tokens that can be others, depending on what follows them.
+        lark = '%llguidance {"no_forcing": true}\n' + lark
         limits = LLParserLimits(step_lexer_fuel=_FUEL)
         matcher = LLMatcher(self.vocabulary.tokenizer, lark, log_level=0, limits=limits)
         _check(matcher)
@@ -103,6 +107,8 @@ class Guide:
         self._constraint, self._matcher = constraint, matcher
         self._calling = self._quoted = False
         self._keys = _Keys()
+        self._piece: list[int] = []  # the tokens from behind the last control token on
+        self._forced: list[int] | None = None  # None until somebody asks
 
     @property
     def stopped(self) -> bool:
@@ -116,15 +122,14 @@ class Guide:
             left: how many tokens the answer may still get. If they are few, and a call could not be closed in them
                 behind the best token, the only one left over is the one that leads to its end, where there is one.
         """
-        masked = self._masked(logits, self._allowed())
+        masked = _masked(logits, self._allowed())
         if left is None or left > self._constraint.reach:
             return masked
         best = int(masked.argmax())
         if not (self._calling or best == _START) or self._closes_behind(best, left):
             return masked
-        if path := self.closing(left):
-            masked = self._masked(logits, np.isin(np.arange(len(logits)), path[0]))
-        return masked
+        path = self.closing(left)
+        return _masked(logits, _only(path[0], len(logits))) if path else masked
 
     def advance(self, token: int) -> None:
         """The answer goes on with this token.
@@ -138,16 +143,22 @@ class Guide:
         self._keys = keys
         self._calling |= token == _START
         self._quoted ^= token == _ESCAPE
+        self._piece = [*self._piece, token] if self._constraint.vocabulary.tokens[token] else []
+        self._forced = self._forced[1:] if self._forced and self._forced[0] == token else None
 
     def forced(self) -> list[int]:
-        """The tokens that must come next, as the tokenizer itself would cut them; empty where there is a choice."""
-        return [] if self.stopped else self._matcher.compute_ff_tokens()
+        """The tokens that must come next, cut as the tokenizer would cut the whole text; empty where there is a choice
+        of what comes, or of how it is cut.
+        """
+        if not self._forced:
+            self._forced = self._must_come(certain=True)
+        return list(self._forced)
 
     def closing(self, left: int) -> list[int] | None:
         """A short way to the end of the call, of at most `left` tokens; None if none is found."""
         guide, path = self._copy(), []
         while len(path) < left and not guide.stopped:
-            tokens = guide.forced() or guide._closer()
+            tokens = guide._must_come(certain=False) or guide._closer()
             for token in tokens:
                 guide.advance(token)
             path += tokens
@@ -170,31 +181,40 @@ class Guide:
         other._matcher = self._matcher.deep_copy()
         return other
 
+    def _must_come(self, certain: bool) -> list[int]:
+        if self.stopped:
+            return []
+        known, behind = self._constraint.vocabulary, self._matcher.deep_copy()
+        data = behind.compute_ff_bytes()
+        if not data:
+            return []
+        behind = self._matcher.deep_copy()  # asking for the bytes has moved the other one on
+        behind.consume_tokens(known.spelt(data))
+
+        def goes_on(text: bytes) -> bool:
+            return behind.validate_tokens(known.spelt(text)) == len(text)
+
+        return known.cut(self._piece, data, goes_on if certain else None)
+
     @property
     def _writes_keys(self) -> bool:
         return self._constraint.grammar.free and self._calling and not self._quoted
 
     def _keys_behind(self, tokens: Sequence[int]) -> _Keys | None:
         """The keys when these tokens have come; None if one of them comes twice then."""
-        if not self._writes_keys:
-            return self._keys
-        return self._keys.read(b"".join(self._constraint.vocabulary.tokens[token] for token in tokens))
+        return self._keys.read(self._constraint.vocabulary.text(tokens)) if self._writes_keys else self._keys
 
     def _allowed(self) -> np.ndarray:
         """Bool [tokens]."""
+        known = self._constraint.vocabulary
+        if forced := self.forced():
+            return _only(forced[0], len(known.tokens))
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         _check(self._matcher)
-        allowed = np.unpackbits(bits, bitorder="little", count=len(self._constraint.vocabulary.tokens)).astype(bool)
+        allowed = np.unpackbits(bits, bitorder="little", count=len(known.tokens)).astype(bool)
         if self._writes_keys:
-            allowed[self._keys.repeating(self._constraint.vocabulary, allowed)] = False
+            allowed[self._keys.repeating(known, allowed)] = False
         return allowed
-
-    def _masked(self, logits: Tensor, allowed: np.ndarray) -> Tensor:
-        known = min(len(allowed), len(logits))
-        mask = torch.zeros(len(logits), dtype=torch.bool)
-        mask[:known] = torch.from_numpy(allowed[:known])
-        # A token that may come must stand above those that may not, however impossible the model thinks it.
-        return logits.clamp(min=torch.finfo(logits.dtype).min).masked_fill(~mask.to(logits.device), -torch.inf)
 
 
 @dataclass(frozen=True)
@@ -225,67 +245,29 @@ class _Keys:
             partial = b"" if char in b":,{[}]" else partial + char
         return _Keys(opened, partial)
 
-    def repeating(self, vocabulary: _Vocabulary, allowed: np.ndarray) -> list[int]:
+    def repeating(self, vocabulary: Vocabulary, allowed: np.ndarray) -> list[int]:
         """Of the tokens that the grammar allows, those with which a key comes twice, or must come twice."""
         used = self.open[-1] if self.open else ()
         found = [i for i in vocabulary.colons if allowed[i] and not self.read(vocabulary.tokens[i])] if used else []
         for key in used:
             # A key of the greatest length can only be avoided before it is complete.
             if len(key.decode()) == MAX_KEY and key.startswith(self.partial):
-                rest = key[len(self.partial) :]
-                found += [i for i, token in enumerate(vocabulary.tokens) if token == rest]
+                found += vocabulary.saying(key[len(self.partial) :])
         return found
 
 
-@dataclass(frozen=True)
-class _Vocabulary:
-    """A tokenizer as llguidance needs it.
-
-    Attributes:
-        tokenizer: llguidance's own.
-        encode: text to tokens, never to control tokens.
-        tokens: the bytes of each token; none of special ones.
-        colons: the tokens with a colon in them.
-    """
-
-    tokenizer: LLTokenizer
-    encode: Callable[[str], list[int]]
-    tokens: list[bytes]
-    colons: list[int]
+def _only(token: int, count: int) -> np.ndarray:
+    alone = np.zeros(count, bool)
+    alone[token] = True
+    return alone
 
 
-@lru_cache(maxsize=2)
-def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> _Vocabulary:
-    """Make it of the token list: llguidance's own reader of tokenizers takes three times as long, and would keep
-    `<table>` and other HTML tags, which Gemma has as tokens, out of texts.
-    """
-    from llguidance import LLTokenizer, TokenizerWrapper
-
-    source = _Source(tokenizer)
-    made = LLTokenizer(TokenizerWrapper(source), n_vocab=len(source.tokens), slices=_SLICES)
-    special = set(source.special_token_ids)
-    tokens = [b"" if i in special else token for i, token in enumerate(source.tokens)]
-    return _Vocabulary(made, source.encode, tokens, [i for i, token in enumerate(tokens) if b":" in token])
-
-
-class _Source:
-    """The form in which llguidance's `TokenizerWrapper` takes a tokenizer."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
-        self._tokenizer = tokenizer
-        self.eos_token_id, self.bos_token_id = (CONTROL_TOKENS[t] for t in (functiongemma.EOS, functiongemma.BOS))
-        self.special_token_ids = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
-        vocabulary = tokenizer.get_vocab()
-        self.tokens = [b""] * (max(vocabulary.values()) + 1)
-        for text, index in vocabulary.items():
-            byte = _BYTE.fullmatch(text)
-            self.tokens[index] = bytes.fromhex(byte[1]) if byte else text.replace("▁", " ").encode()
-
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-    def __call__(self, text: bytes) -> list[int]:
-        return self.encode(text.decode())
+def _masked(logits: Tensor, allowed: np.ndarray) -> Tensor:
+    known = min(len(allowed), len(logits))
+    mask = torch.zeros(len(logits), dtype=torch.bool)
+    mask[:known] = torch.from_numpy(allowed[:known])
+    # A token that may come must stand above those that may not, however impossible the model thinks it.
+    return logits.clamp(min=torch.finfo(logits.dtype).min).masked_fill(~mask.to(logits.device), -torch.inf)
 
 
 def _check(matcher: LLMatcher) -> None:

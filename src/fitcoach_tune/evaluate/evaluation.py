@@ -223,7 +223,8 @@ class _Asker:
     def _fingerprint(self, adapter: runs.Run | None) -> str:
         # A pinned revision cannot have changed; hashing its weights would only cost time.
         base = [self.base.name, self.base.revision] if self.base.revision else models.weights_hash(self.base.path)
-        return files.sha256_json([base, adapter.sha256 if adapter else None, self.run.dtype])
+        # Devices round differently, and how long an answer takes is the device's.
+        return files.sha256_json([base, adapter.sha256 if adapter else None, self.run.dtype, self.backend.describe()])
 
     # -------------------------------------------------------------------------------------------- the answers
 
@@ -326,7 +327,12 @@ def _finish(found: list[SetResult], baseline: str | None, asker: _Asker) -> Eval
         "schema_version": results.SCHEMA_VERSION,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": prepared_set.versions(),
-        "adapter": {"name": asker.run.name, "base": asker.base.name, "sha256": asker.run.sha256},
+        "adapter": {
+            "name": asker.run.name,
+            "revision": asker.run.revision,
+            "base": asker.base.name,
+            "sha256": asker.run.sha256,
+        },
         "data": {"name": asker.rows.name, "split": asker.rows.split, "sha256": asker.rows.sha256},
         "settings": {
             "max_new_tokens": config.max_new_tokens,

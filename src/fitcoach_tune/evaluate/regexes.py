@@ -1,13 +1,15 @@
-"""Regular expressions for numbers in a range and for JSON Schema's `pattern`, as terminals of llguidance's grammars.
+"""Regular expressions for numbers in a range, JSON Schema's `pattern` and texts without certain words in them.
 
-Its regular expressions are Rust's, without look-around; `&` between two `/…/` asks for both. Everything here is exact
-or says less than it could: what a terminal matches is always valid.
+They are written for llguidance's terminals: Rust's syntax without look-around, and `&` between two `/…/` asks for both.
+Everything here is exact or says less than it could: what a terminal matches is always valid.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Collection
+from decimal import Decimal
 from fractions import Fraction
 
 from fitcoach_tune.evaluate.schemas import Inexpressible
@@ -15,10 +17,12 @@ from fitcoach_tune.evaluate.schemas import Inexpressible
 MAX_DIGITS = 24
 """Most digits of an integer, and of a number's integer part."""
 _FRACTION_DIGITS = 20
+# The forms of numbers, as Python prints them: without zeros at the end, with an exponent below 1e-4 and from 1e16 on.
+# What has an exponent stays below 1e308, so that none is infinite.
+_SMALL, _LARGE, _HUGE = 1e-4, 10**16, 1e308
 _INTEGER = f"0|-?[1-9][0-9]{{0,{MAX_DIGITS - 1}}}"
-# As Python prints floats: no zeros at the end, and an exponent below 1e-4 and from 1e16 on. None can be infinite.
 _DECIMAL = rf"-?(0|[1-9][0-9]{{0,15}})\.([0-9]|[0-9]{{1,{_FRACTION_DIGITS - 1}}}[1-9])"
-_SMALL, _LARGE, _HUGE = 1e-4, 1e16, 1e308
+_ANY_DECIMAL = r"[0-9]+\.[0-9]+"
 _COEFFICIENT = r"[1-9](\.[0-9]{0,16}[1-9])?"
 _SMALL_FORM = _COEFFICIENT + "e-(0[5-9]|[1-9][0-9]|[12][0-9]{2}|3[01][0-9]|32[0-4])"
 _LARGE_FORM = _COEFFICIENT + r"e\+(1[6-9]|[2-9][0-9]|[12][0-9]{2}|30[0-7])"
@@ -29,8 +33,12 @@ Number = int | float
 # Numbers --------------------------------------------------------------------------------------------------------------
 
 
+# Conditions from one side, on numbers without a sign. They are loose about zeros at the start and the end, and about
+# how long a number may be: that is for the form to say, with which they are combined by `&`.
+
+
 def _digits_from(least: int) -> str:
-    """Unsigned integers of at least this value. Leading zeros are kept away by the form that it is combined with."""
+    """Integers of at least this value."""
     text = str(least)
     larger = [f"{text[:i]}[{int(d) + 1}-9][0-9]{{{len(text) - i - 1}}}" for i, d in enumerate(text) if d != "9"]
     return f"({'|'.join([text, *larger, f'[0-9]{{{len(text) + 1},}}'])})"
@@ -58,8 +66,6 @@ def _fraction_to(digits: str) -> str:
 
 def _parts(value: float) -> tuple[int, str]:
     """The integer part and the digits behind the point of a float's shortest spelling, without its sign."""
-    from decimal import Decimal
-
     whole, _, fraction = format(Decimal(repr(abs(value))), "f").partition(".")
     return int(whole), fraction.rstrip("0")
 
@@ -123,7 +129,7 @@ def _integers(least: int | None, most: int | None) -> str | None:
     return terminal
 
 
-def _tighter(choose: type[max] | type[min], a: Number | None, b: Number | None) -> Number | None:
+def _tighter(choose: Callable[[list[Number]], Number], a: Number | None, b: Number | None) -> Number | None:
     given = [value for value in (a, b) if value is not None]
     return choose(given) if given else None
 
@@ -141,19 +147,18 @@ def _float(bound: Number | None, towards: float, excluded: bool) -> float | None
 
 
 def _decimals(low: float | None, high: float | None) -> str | None:
-    unit = 10**_FRACTION_DIGITS
-    least = -(10**16) if low is None else max(low, -(10**16))
-    most = 10**16 if high is None else min(high, 10**16)
-    if abs(least) == math.inf or abs(most) == math.inf or most <= -(10**16) or least >= 10**16:
+    least = -_LARGE if low is None else max(low, -_LARGE)
+    most = _LARGE if high is None else min(high, _LARGE)
+    if least >= _LARGE or most <= -_LARGE:
         return None
-    if math.ceil(Fraction(least) * unit) > math.floor(Fraction(most) * unit):
+    first, last = (Fraction(str(bound)) * 10**_FRACTION_DIGITS for bound in (least, most))
+    if math.ceil(first) > math.floor(last):
         return None
-    anything = r"[0-9]+\.[0-9]+"
     terminal = f"/{_DECIMAL}/"
-    if low is not None and low > -(10**16):
-        terminal += f" & /{_decimal_from(low) if low > 0 else f'{anything}|-{_decimal_to(low)}'}/"
-    if high is not None and high < 10**16:
-        terminal += f" & /{f'{_decimal_to(high)}|-{anything}' if high >= 0 else f'-{_decimal_from(high)}'}/"
+    if least > -_LARGE:
+        terminal += f" & /{_decimal_from(least) if least > 0 else f'{_ANY_DECIMAL}|-{_decimal_to(least)}'}/"
+    if most < _LARGE:
+        terminal += f" & /{f'{_decimal_to(most)}|-{_ANY_DECIMAL}' if most >= 0 else f'-{_decimal_from(most)}'}/"
     return terminal
 
 
@@ -205,12 +210,10 @@ def matching(pattern: str) -> str:
     while at < len(pattern):
         piece = _PIECE.match(pattern, at)
         if not piece:
-            raise Inexpressible(f"the pattern has {pattern[at : at + 3]!r} in it")
+            raise Inexpressible(f"the pattern cannot be read from {pattern[at : at + 10]!r} on")
         at, option, text = piece.end(), options[-1], piece.group()
-        if option.ended:
-            at_end = piece["either"] and not depth
-            if not at_end:
-                raise Inexpressible("the pattern has $ in its middle")
+        if option.ended and (depth or not piece["either"]):
+            raise Inexpressible("the pattern has $ in its middle")
         if piece["group"]:
             depth += 1 if text != ")" else -1
             option.body += "(?:" if text != ")" else ")"
@@ -238,6 +241,31 @@ class _Option:
     def __str__(self) -> str:
         anything = "(?s:.*)"
         return f"{'' if self.started else anything}(?:{self.body}){'' if self.ended else anything}"
+
+
+def without(words: Collection[str]) -> str:
+    """The regular expression of texts in which none of these words occurs; each begins with `<`, its only one.
+
+    (To negate one that finds the words would say the same, but llguidance then takes long to see that nothing can
+    follow a word.)
+    """
+
+    def further(beginning: str) -> set[str]:
+        found = {word[: len(beginning) + 1] for word in words if word.startswith(beginning)}
+        return found - set(words) - {beginning}
+
+    def half(beginning: str) -> str:
+        """A part of a word: it may only end the text, or stand before another `<`."""
+        more = [half(longer) for longer in sorted(further(beginning))]
+        return _character(beginning[-1]) + (f"({'|'.join(more)})?" if more else "")
+
+    def other(beginning: str) -> str:
+        """What begins like a word and goes on otherwise."""
+        known = {word[len(beginning)] for word in words if word.startswith(beginning)}
+        ways = [f"[^<{''.join(map(_character, sorted(known)))}]", *map(other, sorted(further(beginning)))]
+        return f"{_character(beginning[-1])}({'|'.join(ways)})"
+
+    return f"(?s:[^<]*(({half('<')})*{other('<')}[^<]*)*({half('<')})*)"
 
 
 def _translated(piece: re.Match[str]) -> str:

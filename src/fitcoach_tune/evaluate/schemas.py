@@ -117,10 +117,11 @@ def _both(a: Any, b: Any, path: str) -> Any:
     merged = {**b, **a}
     for key in a.keys() & b.keys():
         merged[key] = _combined(key, a[key], b[key], path)
-    own, other = (set(schema.get("properties", {})) for schema in (a, b))
-    closed = any(schema.get("additionalProperties", True) is not True for schema in (a, b))
-    if closed and own != other:
-        raise Inexpressible("additionalProperties beside properties of another part cannot be expressed", path)
+    for own, other in ((a, b), (b, a)):
+        # To a part, the properties of another one are additional.
+        further = other.get("properties", {}).keys() - own.get("properties", {}).keys()
+        if further and own.get("additionalProperties", True) is not True:
+            raise Inexpressible("additionalProperties beside properties of another part cannot be expressed", path)
     return merged
 
 
