@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 TARGET = Path(__file__).parent / "cli.md"
-VERBS = ("prepare", "train", "eval", "infer")
+VERBS = ("prepare", "train", "eval", "infer", "push")
 HEAD = """# The command line
 
 Made from `fitcoach-tune --help` by `make docs`; do not edit.
@@ -19,7 +19,8 @@ underscores.
 
 Exit codes: 0 done, 1 unexpected failure, 2 wrong usage or setting, 3 bad rows or tools, 4 a model, dataset or adapter
 cannot be had, 5 things that do not belong together or are damaged, 6 the output exists or cannot be written, 7 the
-device is not there, 8 training had to stop, 9 an evaluation does not reach what was asked of it, 130 interrupted.
+device is not there, 8 training had to stop, 9 an evaluation does not reach what was asked of it, 10 stopped by a
+signal with a checkpoint to go on from, 130 interrupted.
 """
 
 

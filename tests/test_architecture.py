@@ -21,7 +21,7 @@ LAYERS = (
     ("functiongemma", "gold", "dataset", "tool", "tools", "fitness", "hub", "models", "runs", "splits"),
     ("backends", "training", "evaluate"),
     (
-        *("prepare", "prepared_set", "train", "plan", "infer", "show"),
+        *("prepare", "prepared_set", "train", "plan", "infer", "inference", "push", "publish", "show"),
         *("evaluate.evaluation", "evaluate.sources", "evaluate.report"),
     ),
     ("cli",),

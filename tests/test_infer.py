@@ -1,4 +1,4 @@
-"""The infer verb and `FunctionCaller` on a tiny trained run: what is asked, what comes out, what is refused."""
+"""`FunctionCaller` and one question on a tiny trained run: what is asked, what comes out, what is refused."""
 
 from __future__ import annotations
 
@@ -13,17 +13,21 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from fitcoach_tune import cli, functiongemma, infer, models, prepare, prepared_set, runs
+from fitcoach_tune.console import Console
 from fitcoach_tune.dataset import Example, read_examples
 from fitcoach_tune.errors import AccessError, ConfigError
 from fitcoach_tune.functiongemma import CONTROL_TOKENS, TRIGGER, Call
+from fitcoach_tune.inference import loading
+from fitcoach_tune.inference.caller import Timing
 
-from .conftest import conversation, tiny_gemma
+from .conftest import SLEEP, STEPS, conversation, tiny_gemma, tool
+from .taught import tokenizers  # noqa: F401 (a fixture)
 
 SHORT = ["--device", "cpu", "--max-new-tokens", "6"]
 
 
 @pytest.fixture
-def program(monkeypatch, tmp_path):
+def program(tokenizers, monkeypatch, tmp_path):  # noqa: F811
     """Run the command line in this process, in a folder of the test's own."""
 
     def run(*arguments, cwd=tmp_path):
@@ -47,7 +51,8 @@ def copied(run_folder, tmp_path):
 
 @pytest.fixture(scope="module")
 def caller(run_folder):
-    return infer.FunctionCaller.from_adapter(str(run_folder), device="cpu", max_new_tokens=6)
+    """Says whatever the model says."""
+    return infer.FunctionCaller.from_adapter(str(run_folder), device="cpu", max_new_tokens=6, constrained=False)
 
 
 def refused(done, code: int) -> str:
@@ -75,11 +80,11 @@ def test_json_of_the_newest_run(program, copied, caller):
         place.mkdir()
         (place / runs.RUN_NAME).write_text("{}")
         os.utime(place / runs.RUN_NAME, (stamp, stamp))
-    done = program("infer", "bed c", "--json", *SHORT)
+    done = program("infer", "bed c", "--unconstrained", "--json", *SHORT)
     assert done.exit_code == 0, done.stderr
     answer = json.loads(done.stdout)
     assert {"calls", "text", "raw"} <= answer.keys()
-    assert answer == caller("bed c").as_dict()
+    assert answer == {"query": "bed c"} | caller("bed c").as_dict()
     assert len(answer["raw"]) > 3
 
 
@@ -99,7 +104,7 @@ def test_the_newest_run_is_the_one_saved_last(tmp_path):
 def test_output_that_is_no_call(program, copied, caller):
     """Six tokens of a model that has hardly learnt: what it said goes to stdout, the warning to stderr, all is well."""
     answer = caller("bed c")
-    done = program("infer", "bed c", "--adapter", copied, *SHORT)
+    done = program("infer", "bed c", "--adapter", copied, "--unconstrained", *SHORT)
     assert done.exit_code == 0, done.stderr
     assert done.stdout == (answer.text or answer.raw) + "\n"
     assert ("warning: the answer is no valid call: " in done.stderr) == bool(answer.error)
@@ -119,9 +124,122 @@ def test_answers(raw, calls, text, wrong):
     assert answer.as_dict()["calls"] == [{"name": c.name, "arguments": c.arguments} for c in calls]
 
 
-def test_a_call_as_people_write_it():
-    call = Call("log", {"what": "żółw 🐢", "laps": [1, 2.5], "done": True, "goal": None})
-    assert infer.describe_call(call) == 'log(what="żółw 🐢", laps=[1, 2.5], done=true, goal=null)'
+# ------------------------------------------------------------------------------------------------ held to the tools
+
+
+def test_calls_to_what_is_not_declared_are_named(caller):
+    ids = caller.tokenizer("<start_function_call>call:get_stepps{}<end_function_call>", add_special_tokens=False)
+    answer = caller._read(ids["input_ids"], Timing())
+    assert answer.calls == (Call("get_stepps", {}),)
+    assert answer.as_dict()["error"] == "there is no function 'get_stepps'; did you mean get_steps?"
+
+
+def test_what_is_timed(caller):
+    answers = caller.answer([caller.prompt("bed c"), caller.prompt("one " * 700)])
+    for answer in answers:
+        assert 0 < answer.timing.first <= answer.timing.seconds
+        assert answer.timing.tokens == 6
+
+
+def test_a_long_prompt_does_not_widen_the_others(caller):
+    """All are padded to the longest of their group, so what is very long is run alone."""
+    widths = []
+    hook = caller._generator.model.model.embed_tokens.register_forward_hook(
+        lambda module, inputs, output: widths.append(tuple(inputs[0].shape))
+    )
+    prompts = [caller.prompt(text) for text in ("bed " * 3000, *["bed c"] * 20)]
+    try:
+        answers = caller.answer(prompts)
+    finally:
+        hook.remove()
+    assert (20, 512) not in widths
+    assert {rows for rows, width in widths if width > 100} == {1}
+    assert answers[0] == caller("bed " * 3000)
+    assert len({answer.raw for answer in answers[1:]}) == 1
+
+
+REFERRING = tool("get_sleep", days={"type": "integer", "not": {"const": 3}, "description": "How many days back."})
+
+
+@pytest.fixture
+def inexpressible(tmp_path):
+    """Tools of which a grammar cannot keep the promise."""
+    path = tmp_path / "tools.json"
+    path.write_text(json.dumps([tool("get_steps"), REFERRING]))
+    return path
+
+
+def test_tools_that_no_grammar_expresses(program, copied, inexpressible):
+    """By default a warning with the tool and the keyword; where it must be, an error; and no word if it need not be."""
+    ask = ["infer", "bed c", "--adapter", copied, "--tools", inexpressible, *SHORT, "--json"]
+    done = program(*ask)
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["constrained"] is False
+    (warning,) = [line for line in done.stderr.splitlines() if "cannot be constrained" in line]
+    assert "tool get_sleep: parameters.properties.days.not" in warning
+    error = refused(program(*ask, "--constrained"), 3)
+    assert "tool get_sleep: parameters.properties.days.not" in error
+
+
+# ------------------------------------------------------------------------------------------------ what belongs together
+
+
+class Listener(Console):
+    def __init__(self):
+        self.warnings: list[str] = []
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+WITHOUT_REQUIRED = json.loads(json.dumps(STEPS).replace(', "required": []', ""))
+
+
+@pytest.mark.parametrize(("tools", "warns"), [
+    ([STEPS, SLEEP], False), ([WITHOUT_REQUIRED, SLEEP], False), ([STEPS], True), ([SLEEP, STEPS], True), (None, False),
+])  # fmt: skip
+def test_other_tools_are_a_warning(copied, tmp_path, tools, warns):
+    """Other than what the model saw: how a file writes the same declaration does not matter."""
+    (tmp_path / "tools.json").write_text(json.dumps(tools))
+    ui = Listener()
+    declared = loading.declare(runs.open_run(str(copied)), tools and str(tmp_path / "tools.json"), ui)
+    assert declared.tools == (tools or [STEPS, SLEEP])
+    assert declared.developer == TRIGGER
+    assert len(ui.warnings) == warns
+    assert all("not the tools that the adapter was trained with" in text for text in ui.warnings)
+
+
+def test_other_tools_are_known_by_their_hash(copied, tmp_path):
+    """Without prompt.json there is still what run.json says."""
+    (copied / "prompt.json").unlink()
+    for tools, warns in (([STEPS, SLEEP], False), ([SLEEP, STEPS], True)):
+        (tmp_path / "tools.json").write_text(json.dumps(tools))
+        ui = Listener()
+        loading.declare(runs.open_run(str(copied)), str(tmp_path / "tools.json"), ui)
+        assert len(ui.warnings) == warns
+
+
+def test_another_chat_template_is_refused(program, copied, tiny_base, tmp_path):
+    """Without its own files the adapter would be asked with the base's template."""
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (copied / name).unlink()
+    shutil.copytree(tiny_base, tmp_path / "moved")
+    with (tmp_path / "moved/chat_template.jinja").open("a") as file:
+        file.write("{# changed #}")
+    error = refused(program("infer", "bed c", "--adapter", copied, "--model", "moved", *SHORT), 5)
+    assert "the adapter was trained with another chat template" in error
+    assert "moved" in error
+
+
+def test_the_base_alone(program, tiny_base, tmp_path):
+    (tmp_path / "tools.json").write_text(json.dumps([STEPS, SLEEP]))
+    ask = ["infer", "bed c", "--adapter", "none", "--model", tiny_base, *SHORT]
+    assert "an untuned model knows no tools" in refused(program(*ask), 2)
+    done = program(*ask, "--tools", "tools.json", "--verbose")
+    assert done.exit_code == 0, done.stderr
+    expected = functiongemma.render(conversation("bed c")[:2], [STEPS, SLEEP], add_generation_prompt=True)
+    assert f"prompt: {expected}" in done.stderr
+    assert done.stdout.strip()
 
 
 # ------------------------------------------------------------------------------------------------ what is refused
@@ -177,9 +295,9 @@ def test_another_program_s_or_a_damaged_adapter(program, copied, name, content, 
 
 def test_another_base_is_refused_and_the_same_one_elsewhere_is_not(program, copied, caller, tiny_base, tmp_path):
     shutil.copytree(tiny_base, tmp_path / "moved")
-    done = program("infer", "bed c", "--adapter", copied, "--model", "moved", "--json", *SHORT)
+    done = program("infer", "bed c", "--adapter", copied, "--model", "moved", "--unconstrained", "--json", *SHORT)
     assert done.exit_code == 0, done.stderr
-    assert json.loads(done.stdout) == caller("bed c").as_dict()
+    assert json.loads(done.stdout) == {"query": "bed c"} | caller("bed c").as_dict()
 
     tiny_gemma(vocab_size=262144, layers=2, seed=1).save_pretrained(tmp_path / "moved")
     error = refused(program("infer", "bed c", "--adapter", copied, "--model", "moved"), 5)

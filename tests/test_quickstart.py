@@ -33,6 +33,6 @@ def test_the_page_works_as_written(run_cli, tmp_path, tiny_base):
     tiny = ["--model", tiny_base, "--dtype", "fp32"]
     run_cli(*command("train", "--output-dir output/home"), *tiny, "-q", check=True)
     found = json.loads(run_cli(*command("eval", "output/home"), "--json", "-q", check=True).stdout)
-    assert [result["exact"]["n"] for result in found["results"]] == [3, 3]
+    assert [model["metrics"]["exact"]["n"] for model in found["sets"][0]["models"]] == [3, 3, 3]
     answer = json.loads(run_cli(*command("infer", "--json"), check=True).stdout)
     assert {"calls", "text", "raw"} <= answer.keys()

@@ -60,16 +60,19 @@ def test_the_main_job(run_cli, tmp_path, offline_base):
     run_cli("train", "--config", "offline", "--max-steps", "50", "--output-dir", "output/short", "-q", check=True)
     done = run_cli("eval", "--max-new-tokens", "24", "--json", "-q", check=True)
     found = json.loads(done.stdout)
-    base, tuned = (result["exact"] for result in found["results"])
+    base, tuned, constrained = (model["metrics"] for model in found["sets"][0]["models"])
     assert base["n"] == tuned["n"] == 126
-    assert base["high"] < 0.1
-    assert tuned["low"] > 0.5
-    assert found["results"][1]["errors"].get("decoder_failed", 0) == 0
-    assert found["results"][1]["unstopped"] == 0
+    assert base["exact"]["high"] < 0.1
+    assert tuned["exact"]["low"] > 0.5
+    assert tuned["valid_format"]["right"] == 126
+    assert tuned["unstopped"]["right"] == constrained["unstopped"]["right"] == 0
+    assert constrained["invented"]["right"] == 0
+    assert constrained["exact"]["right"] >= tuned["exact"]["right"] - 2  # rounded apart, not another model
 
     asked = run_cli("infer", "How many steps?", "--json", check=True)
     answer = json.loads(asked.stdout)
     assert answer["calls"] == [{"name": "get_steps", "arguments": {}}]
+    assert answer["constrained"]
 
     script = """
 import json, sys, torch

@@ -18,19 +18,20 @@ import typer
 from fitcoach_tune import __version__
 from fitcoach_tune.config import LISTS, Config, flag, load_config
 from fitcoach_tune.console import Console
-from fitcoach_tune.errors import FitcoachTuneError, OutputError
+from fitcoach_tune.errors import ConfigError, FitcoachTuneError, GateError, OutputError
 
 app = typer.Typer(
     name="fitcoach-tune",
     help="Fine-tune FunctionGemma (270M) to turn what people say into the right function call.\n\n"
-    "prepare → train → eval → infer, on TPU, GPU or plain CPU. Start with `fitcoach-tune train --config offline`.",
+    "prepare → train → eval → infer → push, on TPU, GPU or plain CPU. Start with `fitcoach-tune train "
+    "--config offline`.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 _DATA = ("dataset", "revision", "tools", "max_length", "excess_length", "test_size", "split")
-_BASE = ("model", "model_revision", "seed")
+_BASE = ("model", "model_revision")
 _DEVICE = ("device", "num_devices", "dtype")
 # What is switched on or off stands in a panel of its own, and so does the longest name: they would not fit.
 _XLA = ("xla_fsdp_v2", "xla_fsdp_grad_ckpt", "allow_recompile")
@@ -40,7 +41,6 @@ _TRAINING = (
     "max_steps",
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
-    "per_device_eval_batch_size",
     "learning_rate",
     "optim",
     "lr_scheduler_type",
@@ -50,6 +50,8 @@ _TRAINING = (
     "report_to",
     "price_per_hour",
 )
+_CHECKPOINTS = ("save_steps", "save_total_limit", "resume_from_checkpoint")
+_EVALUATION = ("per_device_eval_batch_size", "max_new_tokens")
 _PANELS = {
     **dict.fromkeys(_DATA, "Data"),
     **dict.fromkeys(_BASE, "Base model"),
@@ -58,6 +60,8 @@ _PANELS = {
     **dict.fromkeys(_XLA, "TPU (XLA)"),
     **dict.fromkeys(_ADAPTER, "Adapter"),
     **dict.fromkeys(_TRAINING, "Training"),
+    **dict.fromkeys(_CHECKPOINTS, "Checkpoints"),
+    **dict.fromkeys(_EVALUATION, "Evaluation"),
 }
 _INTERRUPTED = 130
 
@@ -66,9 +70,10 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print the result as JSON
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Print results and errors only.")]
 
 
-def verb(*settings: str) -> Callable:
+def verb(*settings: str, **aliases: str) -> Callable:
     """Register a function as a subcommand that takes these settings as flags besides its own parameters.
 
+    `aliases` gives settings a second, shorter flag where it cannot be misunderstood.
     The function gets the given ones in `settings`, a dict. An expected failure is printed and becomes its exit code.
     """
 
@@ -91,7 +96,7 @@ def verb(*settings: str) -> Callable:
                 raise typer.Exit(_INTERRUPTED) from None
 
         own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "settings"]
-        flags = [_parameter(name) for name in settings]
+        flags = [_parameter(name, aliases.get(name)) for name in settings]
         run.__signature__ = inspect.Signature([*own, *flags])
         run.__annotations__ = {p.name: p.annotation for p in [*own, *flags]}
         del run.__wrapped__  # or Typer would look at the function's own annotations again
@@ -102,7 +107,7 @@ def verb(*settings: str) -> Callable:
     return register
 
 
-def _parameter(name: str) -> inspect.Parameter:
+def _parameter(name: str, alias: str | None) -> inspect.Parameter:
     field = Config.model_fields[name]
     kind = str if name in LISTS else field.annotation
     default = ",".join(field.default) if isinstance(field.default, tuple) else field.default
@@ -111,7 +116,8 @@ def _parameter(name: str) -> inspect.Parameter:
         spelling, default = f"{spelling}/--no-{spelling[2:]}", "on" if default else "off"
     # Not Typer's own default: "not given" must stay visible, so that a configuration file can speak.
     text = field.description if default is None else f"{field.description} Default: {default}."
-    option = typer.Option(spelling, help=text, show_default=False, rich_help_panel=_PANELS.get(name))
+    spellings = [alias, spelling] if alias else [spelling]
+    option = typer.Option(*spellings, help=text, show_default=False, rich_help_panel=_PANELS.get(name))
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind | None, option]
     )
@@ -136,27 +142,42 @@ def _common(version: Annotated[bool, typer.Option("--version", help="Print the v
         raise typer.Exit
 
 
-@verb(*_DATA, *_BASE)
+@verb("seed", *_DATA, *_BASE)
 def prepare_verb(
     *,
     settings: dict[str, Any],
     config: ConfigFlag = None,
     output_dir: Annotated[str | None, typer.Option(help="Where to; by default under output/prepared.")] = None,
     show: Annotated[int, typer.Option(help="Print this many rows, coloured by what is shared and trained.", min=0)] = 0,
+    push_to_hub: Annotated[
+        str | None, typer.Option(help="Also publish the rows as this dataset on the Hub: owner/name.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make that dataset private, if it has to be made.")
+    ] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Read rows and tools, check them, and write a prepared set: token ids, supervised spans, split, shared prefix."""
-    from fitcoach_tune import models, prepare
+    from fitcoach_tune import hub, models, prepare
 
     ui = Console(quiet)
     chosen = load_config(config, settings | {"data": output_dir})
+    if push_to_hub:
+        hub.check_repo_id(push_to_hub, "--push-to-hub")  # before anything is prepared for nothing
     prepared = prepare.prepare(chosen, ui)
     manifest = prepared.manifest
     for line in prepare.warnings(manifest):
         ui.warn(line)
+    published = {}
+    if push_to_hub:
+        from fitcoach_tune.publish.rows import push_rows
+
+        sent = push_rows(prepared, push_to_hub, private=private, ui=ui)
+        published = {"hub": {"repo_id": push_to_hub} | sent.as_dict()}
+        ui.note(f"the rows are at {sent.url}")
     if as_json:
-        _print_json({"path": str(prepared.path)} | manifest)
+        _print_json({"path": str(prepared.path)} | manifest | published)
         return
     if show:
         from fitcoach_tune.show import show_rows
@@ -167,7 +188,21 @@ def prepare_verb(
     print(prepared.path)
 
 
-@verb("data", "output_dir", *_BASE, *_DEVICE, "transformer_layer_cls_to_wrap", *_XLA, *_DATA, *_ADAPTER, *_TRAINING)
+@verb(
+    "data",
+    "output_dir",
+    "seed",
+    *_BASE,
+    *_DEVICE,
+    "transformer_layer_cls_to_wrap",
+    *_XLA,
+    *_DATA,
+    *_ADAPTER,
+    *_TRAINING,
+    *_CHECKPOINTS,
+    "per_device_eval_batch_size",
+    "hub_model_id",
+)
 def train_verb(
     *,
     settings: dict[str, Any],
@@ -206,65 +241,207 @@ def train_verb(
         print(run.path)
 
 
-@verb("device", "num_devices", "per_device_eval_batch_size", "max_new_tokens")
+@verb("seed", "device", "num_devices", *_EVALUATION, per_device_eval_batch_size="--batch-size")
 def eval_verb(
     *,
     settings: dict[str, Any],
     adapter: Annotated[str | None, typer.Option(help="A run directory or a Hub id; the newest run by default.")] = None,
-    data: Annotated[str | None, typer.Option(help="A prepared set; by default the one that the adapter names.")] = None,
-    split: Annotated[Literal["test", "train", "all"], typer.Option(help="Which rows.")] = "test",
+    data: Annotated[
+        str | None,
+        typer.Option(help="A prepared set, or rows as prepare --dataset takes them; the adapter's own set by default."),
+    ] = None,
+    split: Annotated[
+        Literal["test", "train", "all"] | None, typer.Option(help="Which rows of a prepared set. Default: test.")
+    ] = None,
     baseline: Annotated[str, typer.Option(help="What to set beside it: base, none, or another adapter.")] = "base",
+    hard: Annotated[bool, typer.Option("--hard", help="Also ask harder sets, made from the same rows.")] = False,
+    constrained: Annotated[
+        bool | None,
+        typer.Option(
+            "--constrained/--unconstrained",
+            help="Allow only valid calls of declared functions, or anything; by default both, for the tuned model.",
+        ),
+    ] = None,
+    normalise_strings: Annotated[
+        bool, typer.Option("--normalise-strings", help="Compare strings without regard to case and white space.")
+    ] = False,
+    report: Annotated[
+        str | None, typer.Option(help="Folder for results.json, samples.jsonl and report.html; by default in the run.")
+    ] = None,
+    fail_under: Annotated[
+        float | None,
+        typer.Option(help="Exit with code 9 if fewer calls than this share are exact.", min=0, max=1),
+    ] = None,
+    gate: Annotated[
+        Literal["point", "lower"],
+        typer.Option(help="What --fail-under is held against: the share, or the lower end of its 95% interval."),
+    ] = "point",
+    max_invented: Annotated[
+        int | None,
+        typer.Option(help="Exit with code 9 if more answers than this call an undeclared function.", min=0),
+    ] = None,
     config: ConfigFlag = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Ask every held-out row and print how many calls are exactly right, with n and interval, base beside tuned."""
-    from fitcoach_tune.evaluate import report
-    from fitcoach_tune.evaluate.evaluation import evaluate
+    from fitcoach_tune.evaluate.evaluation import Options, evaluate
     from fitcoach_tune.infer import default_adapter
 
-    chosen = load_config(config, settings)
-    found = evaluate(default_adapter(adapter), chosen, data=data, split=split, baseline=baseline, ui=Console(quiet))
+    chosen, ui = load_config(config, settings), Console(quiet)
+    options = Options(
+        data=data,
+        split=split,
+        baseline=baseline,
+        hard=hard,
+        constrained=constrained,
+        strings="normalised" if normalise_strings else "exact",
+        report=report,
+        fail_under=fail_under,
+        gate=gate,
+        max_invented=max_invented,
+    )
+    found = evaluate(default_adapter(adapter), chosen, options, ui)
     if as_json:
-        _print_json(report.as_json(found))
+        _print_json({"report": str(found.folder)} | found.results)
     else:
-        _print_rich(*report.as_tables(found))
+        from fitcoach_tune.evaluate.report import as_tables
+
+        _print_rich(*as_tables(found))
+    ui.note(f"all answers and the report: {found.folder}")
+    if failed := [gate for gate in found.gates if not gate.passed]:
+        raise GateError("; ".join(gate.text for gate in failed), where=", ".join(gate.flag for gate in failed))
 
 
-@verb("model", "tools", "device", "num_devices", "max_new_tokens")
+@verb("device", "num_devices", "max_new_tokens")
 def infer_verb(
     *,
     settings: dict[str, Any],
-    query: Annotated[str, typer.Argument(help="What the user says.")],
-    adapter: Annotated[str | None, typer.Option(help="A run directory or a Hub id; the newest run by default.")] = None,
+    query: Annotated[str | None, typer.Argument(help="What the user says.", show_default=False)] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option(help="A run directory, a Hub id, or none for --model alone; by default the newest run."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Base model: a Hub id, a folder, or 'offline'; by default the adapter's own.")
+    ] = None,
+    tools: Annotated[
+        str | None,
+        typer.Option(
+            help="A JSON file, module:object or builtin:fitness; by default what the adapter was trained with."
+        ),
+    ] = None,
+    constrained: Annotated[
+        bool | None,
+        typer.Option(
+            "--constrained/--unconstrained",
+            help="Allow only valid calls of declared functions, or anything; by default the first, where possible.",
+        ),
+    ] = None,
+    execute: Annotated[
+        bool,
+        typer.Option("--execute", help="Run the functions that are called, with your rights, and print the answer."),
+    ] = False,
+    tool_timeout: Annotated[
+        float | None, typer.Option(help="Seconds that a function may take. Default: 30.", show_default=False)
+    ] = None,
+    fitness_data: Annotated[
+        str | None, typer.Option(help="The day that builtin:fitness reads, a JSON file; by default a sample.")
+    ] = None,
+    chat: Annotated[bool, typer.Option("--chat", help="Have a conversation; the default at a terminal.")] = False,
+    lines: Annotated[
+        str | None,
+        typer.Option("--input", help='Many questions, a {"query": …} a line; - is stdin, the default if it is piped.'),
+    ] = None,
+    config: ConfigFlag = None,
+    as_json: JsonFlag = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show prompts, raw outputs and times on stderr.")
+    ] = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Ask a fine-tuned model, and print the calls that it makes, or what they give.
+
+    One question, a conversation at a terminal, or many questions as JSON lines. Nothing is run without --execute.
+    """
+    from fitcoach_tune.infer import Options, infer
+
+    options = Options(
+        query=query,
+        adapter=adapter,
+        model=model,
+        tools=tools,
+        constrained=constrained,
+        execute=execute,
+        tool_timeout=tool_timeout,
+        fitness_data=fitness_data,
+        chat=chat,
+        lines=lines,
+        as_json=as_json,
+        verbose=verbose,
+    )
+    infer(options, load_config(config, settings | {"model": model}), Console(quiet))
+
+
+@verb("hub_model_id", hub_model_id="--repo-id")
+def push_verb(
+    *,
+    settings: dict[str, Any],
+    adapter: Annotated[str | None, typer.Option(help="A run directory; the newest run by default.")] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the repository private, if it has to be made.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to push to; made if it is not there.")] = None,
+    commit_message: Annotated[str | None, typer.Option("--commit-message", "-m", help="Message of the commit.")] = None,
+    merged: Annotated[
+        bool, typer.Option("--merged", help="Push merged bf16 weights, which need no base model, not the adapter.")
+    ] = False,
+    allow_unevaluated: Annotated[
+        bool, typer.Option("--allow-unevaluated", help="Push an adapter that was never evaluated; its card says so.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the files and the model card, and send nothing.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before anything is sent.")] = False,
     config: ConfigFlag = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Ask a fine-tuned model one question and print the call that it makes."""
-    from fitcoach_tune.infer import FunctionCaller, check_query, default_adapter, describe_call
+    """Publish a checked and evaluated run on the Hub as one commit: adapter, tokenizer, model card, results, settings.
 
-    check_query(query)  # before a model is loaded for nothing
-    chosen = load_config(config, settings)
-    caller = FunctionCaller.from_adapter(
-        default_adapter(adapter),
-        model=settings["model"],
-        tools=settings["tools"],
-        device=chosen.device,
-        num_devices=chosen.num_devices,
-        max_new_tokens=chosen.max_new_tokens,
-        ui=Console(quiet),
-    )
-    answer = caller(query)
-    if as_json:
-        _print_json(answer.as_dict())
-        return
-    for call in answer.calls:
-        print(describe_call(call))
-    if not answer.calls:
-        print(answer.text or answer.raw)
-    if answer.error:
-        Console(quiet).warn(f"the answer is no valid call: {answer.error}")
+    The login is `hf auth login` or HF_TOKEN. Nothing else in the run's folder is sent.
+    """
+    from fitcoach_tune import push, runs
+    from fitcoach_tune.publish.upload import Uploader
+
+    if not (yes or dry_run or sys.stdin.isatty()):
+        raise ConfigError("there is no terminal to ask at", where="--yes", hint="give it, or look with --dry-run first")
+    ui = Console(quiet)
+    repo_id = load_config(config, settings).hub_model_id
+    options = push.Options(repo_id, private, revision, commit_message, merged, allow_unevaluated)
+    with push.planned(adapter or runs.newest_run(), options, ui) as plan:
+        if dry_run:
+            if as_json:
+                _print_json(plan.as_dict() | {"card": plan.card})
+            else:
+                print(*push.describe(plan, None), "", plan.card, sep="\n")
+            return
+
+        def confirm(remote: Any) -> None:
+            for line in push.describe(plan, remote):
+                ui.note(line) if yes else typer.echo(line, err=True)
+            if not yes:
+                typer.echo("Send this? [y/N] ", nl=False, err=True)
+                if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+                    raise typer.Abort
+
+        sent = push.send(plan, Uploader(ui), confirm)
+        if as_json:
+            _print_json(plan.as_dict() | sent.as_dict())
+            return
+    if sent.unchanged:
+        ui.note("all of it is there already; no commit was made")
+    print(sent.url)
 
 
 def main() -> None:

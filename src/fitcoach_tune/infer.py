@@ -1,193 +1,250 @@
-"""The infer verb: one question in, the call out; and `FunctionCaller`, the same for programs."""
+"""The infer verb: one question, a conversation or many lines in, calls (or what they gave) out.
+
+`FunctionCaller` is the same for programs.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import sys
+import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO, TextIO
 
-from fitcoach_tune import functiongemma, models, runs
+from fitcoach_tune import models, runs
+from fitcoach_tune.config import Config
 from fitcoach_tune.console import SILENT, Console
-from fitcoach_tune.errors import ConfigError
-from fitcoach_tune.functiongemma import Call, ParseError
-from fitcoach_tune.tools import read_tools
+from fitcoach_tune.errors import ConfigError, DataError
+from fitcoach_tune.inference.caller import Answer, FunctionCaller, check_query, read_answer
+from fitcoach_tune.inference.dialogue import Dialogue, Reply, Watcher
+from fitcoach_tune.inference.execute import TIMEOUT, Result, Toolbox, find_toolbox, stdout_for_data
+from fitcoach_tune.inference.loading import UNTUNED, Parts, declare, default_adapter, find_base, find_parts, load_tuned
+from fitcoach_tune.inference.wording import describe_call
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+__all__ = [
+    "Answer",
+    "FunctionCaller",
+    "Options",
+    "check_query",
+    "default_adapter",
+    "describe_call",
+    "infer",
+    "load_tuned",
+    "read_answer",
+]
 
-    from fitcoach_tune.backends.base import Backend
-
-# Stands for the user's text while the prompt around it is rendered; private-use characters that no tool holds.
-_SLOT = "\uf8ff\ue000\uf8ff"
+STDIN = "-"
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What the model said.
+class Options:
+    """What to ask and how, besides the configuration.
 
     Attributes:
-        calls: the parsed calls; empty if there are none or they could not be parsed.
-        text: what it says besides calls.
-        raw: the whole output, special tokens included.
-        error: why the output could not be parsed, or None.
+        query: the one question; without it there is a conversation at a terminal, else many lines on stdin.
+        adapter: a run directory, a Hub id, or `none`; by default the newest run.
+        model: another name for the adapter's own base model.
+        tools: other tools than the adapter's.
+        constrained: see `FunctionCaller.from_adapter`.
+        execute: run the functions that are called.
+        tool_timeout: seconds that a function may take.
+        fitness_data: the day's data for the fitness coach's functions.
+        chat: have a conversation, wherever the lines come from.
+        lines: the file with many questions; `-` is stdin.
     """
 
-    calls: tuple[Call, ...]
-    text: str
-    raw: str
-    error: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """{"calls": [{"name": …, "arguments": {…}}], "text": …, "raw": …}, with "error" where there is one."""
-        calls = [{"name": call.name, "arguments": call.arguments} for call in self.calls]
-        found = {"calls": calls, "text": self.text, "raw": self.raw}
-        return found | ({"error": self.error} if self.error else {})
-
-
-class FunctionCaller:
-    """A fine-tuned model with its tools, ready to be asked.
-
-    >>> caller = FunctionCaller.from_adapter("output/fitness-offline")
-    >>> caller("How many steps?").calls
-    (Call(name='get_steps', arguments={}),)
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        tools: list[dict],
-        developer: str,
-        max_new_tokens: int = 128,
-        backend: Backend | None = None,
-    ):
-        from fitcoach_tune.evaluate.generate import Generator
-        from fitcoach_tune.prepare import make_renderer
-
-        self.tokenizer, self.tools, self.max_new_tokens = tokenizer, tools, max_new_tokens
-        self._generator = Generator(model, backend)
-        head = [{"role": "developer", "content": developer}] if developer else []
-        asked = [*head, {"role": "user", "content": _SLOT}]
-        text = make_renderer(tokenizer)(asked, tools, add_generation_prompt=True)
-        self._before, self._after = text.split(_SLOT)
-        self._special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        # What every prompt starts with, computed once; the last character may join with the user's first.
-        self._shared = self._encode(self._before)[:-1]
-
-    @classmethod
-    def from_adapter(
-        cls,
-        adapter: str,
-        *,
-        model: str | None = None,
-        tools: str | None = None,
-        device: str = "auto",
-        num_devices: int | None = None,
-        max_new_tokens: int = 128,
-        ui: Console = SILENT,
-    ) -> FunctionCaller:
-        """Load an adapter from a folder or the Hub, on its own base model or on `model`.
-
-        Args:
-            tools: other tools than those it was trained with: a JSON file, `module:object` or `builtin:fitness`.
-
-        Raises:
-            AccessError, DataError, DeviceError, MismatchError: see `runs.open_run`, `read_tools`, `models.resolve` and
-                `make_backend`.
-        """
-        from fitcoach_tune.backends import make_backend
-
-        run = runs.open_run(adapter)
-        given = read_tools(tools) if tools else None
-        prompt = run.prompt(given)
-        if given and prompt["trained_with"] not in (None, given):
-            ui.warn("these are not the tools that the adapter was trained with")
-        backend = make_backend(device, num_devices)
-        loaded, tokenizer = load_tuned(run, model, ui)
-        backend.place(loaded)
-        return cls(loaded, tokenizer, prompt["tools"], prompt["developer"], max_new_tokens, backend)
-
-    def __call__(self, query: str) -> Answer:
-        """Ask. Control tokens in `query` are read as plain text.
-
-        Raises:
-            ConfigError: the query is empty, or the prompt does not fit the model.
-        """
-        ids = self.prompt(query)
-        self._generator.warm(self._shared)
-        (answer,) = self._generator.generate([ids], self.max_new_tokens)
-        return read_answer(self.tokenizer.decode(answer, skip_special_tokens=False))
-
-    def prompt(self, query: str) -> list[int]:
-        """The token ids of a question's prompt.
-
-        Raises:
-            ConfigError: see `__call__`.
-        """
-        from fitcoach_tune.evaluate.generate import encode_literally
-
-        text = check_query(query)
-        if any(token in text for token in self._special):
-            ids = self._encode(self._before) + encode_literally(self.tokenizer, text) + self._encode(self._after)
-        else:
-            ids = self._encode(self._before + text + self._after)
-        room = max(0, self._generator.model.config.max_position_embeddings - self.max_new_tokens)
-        if len(ids) > room:
-            raise ConfigError(
-                f"the prompt has {len(ids)} tokens, and {room} fit before an answer of {self.max_new_tokens}",
-                where="the query",
-                hint="ask it shorter, or lower --max-new-tokens",
-            )
-        return ids
-
-    def _encode(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+    query: str | None = None
+    adapter: str | None = None
+    model: str | None = None
+    tools: str | None = None
+    constrained: bool | None = None
+    execute: bool = False
+    tool_timeout: float | None = None
+    fitness_data: str | None = None
+    chat: bool = False
+    lines: str | None = None
+    as_json: bool = False
+    verbose: bool = False
 
 
-def check_query(query: str) -> str:
-    """The question as it is asked, without the space around it.
+def infer(options: Options, config: Config, ui: Console = SILENT) -> None:
+    """Answer on stdout what is asked; everything else goes to stderr.
 
     Raises:
-        ConfigError: it is empty, or not text.
+        ConfigError: the options contradict each other, or a question is empty or does not fit the model.
+        DataError: tools or data cannot be used, or lines could not be asked.
+        AccessError, DeviceError, MismatchError: see `loading`.
     """
-    text = query.strip()
-    if not text:
-        raise ConfigError("there is nothing to ask", where="the query", hint='fitcoach-tune infer "How many steps?"')
-    if any("\ud800" <= c <= "\udfff" for c in text):  # what Python makes of an argument with other bytes than UTF-8
-        raise ConfigError("it is not UTF-8 text", where="the query", hint="set the terminal's encoding to UTF-8")
-    return text
+    _check(options, ui)
+    is_one = options.query is not None and not options.chat
+    is_chat = options.chat or (options.lines is None and sys.stdin is not None and sys.stdin.isatty())
+    with contextlib.ExitStack() as stack:
+        source = None if is_one or is_chat else stack.enter_context(_opened(options.lines or STDIN))
+        out = stack.enter_context(stdout_for_data())
+        session = _Session(options, config, ui, out)
+        stack.enter_context(session.no_functions_left())
+        if source:
+            session.lines(source, options.lines or STDIN)
+        elif is_chat:
+            session.chat(options.query)
+        else:
+            session.answer(options.query or "")
 
 
-def read_answer(raw: str) -> Answer:
-    """Parse a raw output; text that is no valid call comes back as an answer with its `error`."""
+def _check(options: Options, ui: Console) -> None:
+    """Refuse what needs nothing to be loaded to be refused."""
+    if options.query is not None:
+        check_query(options.query)
+    both = None
+    if options.lines is not None and (options.query is not None or options.chat):
+        both = ("--input", "--chat" if options.chat else "a question")
+    elif options.verbose and ui.quiet:
+        both = ("--verbose", "--quiet")
+    if both:
+        raise ConfigError("the two exclude each other", where=" and ".join(both), hint="leave one of them out")
+    for flag, value in (("--fitness-data", options.fitness_data), ("--tool-timeout", options.tool_timeout)):
+        if value is not None and not options.execute:
+            raise ConfigError("nothing is run", where=flag, hint="add --execute")
+    timeout = options.tool_timeout
+    if timeout is not None and not 0 < timeout <= threading.TIMEOUT_MAX:
+        raise ConfigError("must be a number of seconds above 0", where=f"--tool-timeout {timeout:g}")
+
+
+class _Session:
+    """What the options name, found at once, and loaded as far as it is needed."""
+
+    def __init__(self, options: Options, config: Config, ui: Console, out: TextIO):
+        self._options, self._config, self._ui, self._out = options, config, ui, out
+        self._run = None if options.adapter == UNTUNED else runs.open_run(default_adapter(options.adapter))
+        self._declared = declare(self._run, options.tools, ui)
+        self._toolbox = self._find_toolbox(self._declared.tools) if options.execute else None
+        untuned = (config.model, config.model_revision, ui)
+        self._base = find_base(self._run, options.model, ui) if self._run else models.resolve(*untuned)
+
+    def _find_toolbox(self, tools: list[dict]) -> Toolbox:
+        options = self._options
+        return find_toolbox(tools, options.tools, options.tool_timeout or TIMEOUT, options.fitness_data, self._ui)
+
+    @cached_property
+    def _parts(self) -> Parts:
+        config = self._config
+        return find_parts(
+            self._base,
+            self._run,
+            self._declared,
+            dtype=config.dtype,
+            device=config.device,
+            num_devices=config.num_devices,
+            constrained=self._options.constrained,
+            ui=self._ui,
+        )
+
+    @cached_property
+    def _dialogue(self) -> Dialogue:
+        """The model is loaded here."""
+        caller = FunctionCaller.from_parts(self._parts, self._config.max_new_tokens)
+        return Dialogue(caller, self._toolbox, _Reporter(self._parts, self._ui, self._options.verbose))
+
+    # ------------------------------------------------------------------------------------------ the three ways
+
+    def answer(self, query: str) -> None:
+        """One question."""
+        self._parts.prompter(self._config.max_new_tokens).encode([{"role": "user", "content": check_query(query)}])
+        self._show(self._dialogue.ask(query), indent=2)
+
+    def chat(self, first: str | None) -> None:
+        """A conversation."""
+        from fitcoach_tune.inference.chat import Chat
+
+        Chat(self._dialogue, self._declared.tools, self._show, self._ui).run(first)
+
+    def lines(self, source: BinaryIO, name: str) -> None:
+        """Many questions, one a line. Nothing is loaded before the first one comes."""
+        from fitcoach_tune.inference.batch import answer_lines
+
+        where = "stdin" if name == STDIN else name
+        answer_lines(source, where, lambda queries: self._dialogue.ask_all(queries), self._out)
+
+    # ------------------------------------------------------------------------------------------ what is printed
+
+    def _show(self, reply: Reply, indent: int | None = None) -> None:
+        if self._options.as_json:
+            self._say(json.dumps(reply.as_dict(), ensure_ascii=False, indent=indent))
+            return
+        answer = reply.answer
+        if reply.results:
+            self._say(reply.text or "")
+        else:
+            self._say("\n".join(map(describe_call, answer.calls)) or answer.text or answer.raw)
+        if answer.error:
+            what = "the model called what is not declared" if answer.calls else "the answer is no valid call"
+            self._ui.warn(f"{what}: {answer.error}")
+
+    def _say(self, text: str) -> None:
+        print(text, file=self._out, flush=True)
+
+    @contextlib.contextmanager
+    def no_functions_left(self) -> Iterator[None]:
+        """Says at the end which functions have not come back."""
+        try:
+            yield
+        finally:
+            if self._toolbox and (left := self._toolbox.still_running):
+                self._ui.warn(f"left while still running: {', '.join(left)}")
+
+
+@contextlib.contextmanager
+def _opened(name: str) -> Iterator[BinaryIO]:
+    if name == STDIN:
+        if sys.stdin is None:
+            raise ConfigError("there is nothing to ask: stdin is closed", where="the query")
+        yield sys.stdin.buffer
+        return
     try:
-        output = functiongemma.parse(raw)
-    except ParseError as error:
-        return Answer((), "", raw, str(error))
-    return Answer(output.calls, output.text, raw)
+        source = Path(name).expanduser().open("rb")
+    except OSError as error:
+        what = f"cannot be read: {error.strerror or error}"
+        raise DataError(what, where=f"--input {name}", hint="check its path") from None
+    with source:
+        yield source
 
 
-def load_tuned(
-    run: runs.Run, model: str | None, ui: Console = SILENT
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The run's base model (or `model`, if it is the same) with its adapter, and the run's tokenizer."""
-    from fitcoach_tune.training.adapter import load_adapter
+class _Reporter(Watcher):
+    """Tells on stderr of what happens on the way to a reply."""
 
-    name, revision = (model, None) if model else run.base_name
-    base = models.resolve(name, revision, ui)
-    runs.check_base(run, base)
-    tokenizer = models.load_tokenizer(run.path if (run.path / "tokenizer.json").is_file() else base.path)
-    loaded = load_adapter(models.load_model(base, run.dtype), run.path)
-    return loaded, tokenizer
+    def __init__(self, parts: Parts, ui: Console, verbose: bool):
+        self._parts, self._ui, self._verbose = parts, ui, verbose
 
+    def answered(self, prompt: list[int], answer: Answer) -> None:
+        if not self._verbose:
+            return
+        timing = answer.timing
+        speed = f"{timing.tokens} tokens in {timing.seconds:.2f} s, {timing.tokens / timing.seconds:.1f} tokens/s"
+        first = f", the first after {timing.first:.2f} s" if timing.first is not None else ""
+        self._print("prompt: ", self._parts.tokenizer.decode(prompt, skip_special_tokens=False))
+        self._print("output: ", answer.raw)
+        self._print("", f"{len(prompt)} tokens of prompt; {speed}{first}")
 
-def describe_call(call: Call) -> str:
-    """A call as people write it: `get_history(metric="steps", days=7)`."""
-    import json
+    def ran(self, result: Result) -> None:
+        if result.error is None:
+            value = json.dumps(result.value, ensure_ascii=False)
+            self._print("", f"{describe_call(result.call)} gave {value}")
+            return
+        self._ui.warn(f"{describe_call(result.call)} failed: {result.error}")
+        if self._verbose and result.trace:
+            self._print("", result.trace)
 
-    arguments = ", ".join(f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in call.arguments.items())
-    return f"{call.name}({arguments})"
+    def decided(self, reason: str) -> None:
+        if self._verbose:
+            self._print("", reason)
 
+    def _print(self, title: str, text: str) -> None:
+        """A line as it is: the console would read `:smile:` as a picture."""
+        if not self._ui.quiet:
+            from rich.text import Text
 
-def default_adapter(adapter: str | None) -> str:
-    """The given adapter, or the newest run."""
-    return adapter or runs.newest_run()
+            self._ui.err.print(Text(title + text, style="dim"))
