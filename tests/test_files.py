@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -331,3 +332,136 @@ def test_read_json_reads_what_to_json_wrote(tmp_path) -> None:
     files.write_atomic(tmp_path / "v.json", files.to_json(value))
     assert files.read_json(tmp_path / "v.json", "it") == value
     assert (tmp_path / "v.json").read_text(encoding="utf-8").endswith("}\n")
+
+
+# ------------------------------------------------------------------------------------------------ leftovers and room
+
+
+def test_a_message_names_the_bytes_that_did_not_fit(tmp_path) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    with small_disk(folder):
+        with pytest.raises(OutputError, match="cannot write 1,048,576 bytes: No space left on device"):
+            files.write_atomic(folder / "file", BIG)
+        with (
+            pytest.raises(OutputError, match="cannot write 1,048,576 bytes: No space left on device"),
+            files.atomic_directory(folder / "set", len(BIG)) as staged,
+        ):
+            (staged / "a").write_bytes(BIG)
+        with (
+            pytest.raises(OutputError, match="cannot write: No space left on device") as caught,
+            files.output_errors(folder),
+        ):
+            (folder / "other").write_bytes(BIG)
+        assert caught.value.where == str(folder)
+
+
+def test_a_probe_finds_out_and_leaves_nothing(tmp_path, refusing) -> None:
+    folder, refuse = refusing
+    before = sorted(folder.iterdir())
+    with refuse(), pytest.raises(OutputError, match="cannot write 1,048,577 bytes") as caught:
+        files.probe(folder, [1, 1 << 20])
+    assert caught.value.where == str(folder)
+    assert sorted(folder.iterdir()) == before
+    files.probe(tmp_path, [0, 1, 1 << 20, 100_001])
+    assert leftovers(tmp_path) == []
+
+
+def test_a_probe_needs_room_for_all_files_together(tmp_path) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    with small_disk(folder):
+        files.probe(folder, [20 << 10, 20 << 10])
+        with pytest.raises(OutputError, match="cannot write 81,920 bytes: No space left"):
+            files.probe(folder, [20 << 10] * 4)
+
+
+def test_sweep_deletes_leftovers_and_nothing_else(tmp_path) -> None:
+    stay = [".lock", "step-3", ".hidden", "a.incomplete", ".replaced.txt"]
+    for name in (".step-4.x1.incomplete", ".step-4.x2.replaced", ".step-1.x3.removed", *stay):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").touch()
+    (tmp_path / ".run.json.123.incomplete").touch()
+    (tmp_path / ".link.incomplete").symlink_to(tmp_path / "step-3")
+    files.sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(stay)
+    assert (tmp_path / "step-3/file").exists()
+    files.sweep(tmp_path / "nowhere")
+
+
+def test_remove_folder(tmp_path) -> None:
+    (tmp_path / "step-1/deep").mkdir(parents=True)
+    files.remove_folder(tmp_path / "step-1")
+    files.remove_folder(tmp_path / "step-1")  # which is gone already
+    assert list(tmp_path.iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------ the lock
+
+
+def test_a_locked_folder_is_refused_to_others(tmp_path) -> None:
+    folder = tmp_path / "deep" / "run"
+    with files.FolderLock(folder):
+        (folder / "file").touch()
+        with pytest.raises(OutputError, match=f"another run is writing there: process {os.getpid()} on ") as caught:
+            files.FolderLock(folder).__enter__()
+        assert caught.value.where == str(folder)
+    assert [path.name for path in folder.iterdir()] == ["file"]
+    with files.FolderLock(folder):
+        pass
+
+
+def test_an_empty_folder_goes_with_the_lock_that_made_it(tmp_path) -> None:
+    (tmp_path / "given").mkdir()
+    for name in ("run", "given"):
+        with files.FolderLock(tmp_path / name):
+            assert (tmp_path / name).is_dir()
+    assert [path.name for path in tmp_path.iterdir()] == ["given"]
+    assert list((tmp_path / "given").iterdir()) == []
+
+
+def test_a_lock_follows_a_folder_that_steps_aside(tmp_path) -> None:
+    folder = tmp_path / "run"
+    with files.FolderLock(folder) as lock:
+        (folder / "old").touch()
+        lock.follow(files.set_aside(folder))
+        (folder / "new").touch()
+        assert [path.name for path in (tmp_path / "run.previous").iterdir()] == ["old"]
+        with pytest.raises(OutputError, match="another run"):
+            files.FolderLock(folder).__enter__()
+    assert [path.name for path in folder.iterdir()] == ["new"]
+
+
+def test_a_place_that_cannot_be_locked(tmp_path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match="cannot write"):
+        files.FolderLock(tmp_path / "file" / "run").__enter__()
+
+
+# Each holder makes a file that must not be there yet: two at a time would find each other's.
+CONTEND = """
+import sys
+from pathlib import Path
+from fitcoach_tune import files
+from fitcoach_tune.errors import OutputError
+
+folder, held = Path(sys.argv[1]), 0
+while held < 60:
+    try:
+        with files.FolderLock(folder):
+            (folder / "inside").open("x").close()
+            held += 1
+            (folder / "inside").unlink()
+    except OutputError as error:
+        assert "another run" in error.what, error
+print(held)
+"""
+
+
+def test_no_two_processes_ever_hold_a_lock_together(tmp_path) -> None:
+    """Though each deletes the lock's file, and the folder, when it is done."""
+    command = [sys.executable, "-c", CONTEND, str(tmp_path / "run")]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for process in processes:
+        out, err = process.communicate()
+        assert (out, err) == ("60\n", "")

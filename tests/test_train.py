@@ -37,6 +37,7 @@ def test_the_run_directory(finished_run, tiny_base):
     record = json.loads((run / "run.json").read_text())
     assert {"path": "output/one", **record} == printed
     assert record["training"]["steps"] == 4
+    assert record["training"]["resumed_at"] == []
     assert record["training"]["last_loss"] < record["training"]["first_loss"]
     assert len(record["training"]["eval_losses"]) == 2
     assert record["check"]["lora_b_norm"] > 0
@@ -102,7 +103,7 @@ print(tokenizer.decode(out[0, inputs["input_ids"].shape[1]:]), end="")
     assert plain.returncode == 0, plain.stderr
     from fitcoach_tune.infer import FunctionCaller
 
-    caller = FunctionCaller.from_adapter(str(run), device="cpu", max_new_tokens=20)
+    caller = FunctionCaller.from_adapter(str(run), device="cpu", max_new_tokens=20, constrained=False)
     assert caller("bed c").raw == plain.stdout
     assert len(plain.stdout) > 10
 

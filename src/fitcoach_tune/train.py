@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitcoach_tune import files, models, prepare, prepared_set, runs
-from fitcoach_tune.config import Config, to_yaml
+from fitcoach_tune import files, models, prepare, prepared_set, run_folder, runs
+from fitcoach_tune.config import Config
 from fitcoach_tune.console import SILENT, Console
-from fitcoach_tune.errors import DataError, OutputError
+from fitcoach_tune.errors import ConfigError, DataError, MismatchError, StoppedError
+from fitcoach_tune.session import Session
+from fitcoach_tune.training.signals import StopSignals
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,10 +21,9 @@ if TYPE_CHECKING:
     from fitcoach_tune.backends.base import Backend
     from fitcoach_tune.models import Base
     from fitcoach_tune.prepared_set import PreparedSet
-    from fitcoach_tune.training.core import StepMetrics, Trainer
-
-METRICS_NAME = "metrics.jsonl"
-_RUN_FORMAT = 1
+    from fitcoach_tune.training.checkpoint import Checkpoint, Snapshot
+    from fitcoach_tune.training.core import Trainer
+    from fitcoach_tune.training.metrics import StepMetrics
 
 
 class Clock:
@@ -45,84 +43,131 @@ def train(config: Config, *, force: bool = False, ui: Console = SILENT) -> runs.
     """Fine-tune, save, and check that what was saved is what was trained.
 
     Args:
-        force: start anew although there is a finished run in the output folder; that one is kept as `NAME.previous`.
+        force: start anew although there is a run in the output folder; that one is kept as `NAME.previous`.
 
     Raises:
+        StoppedError: SIGTERM or Ctrl-C came while it trained; what it had come to is saved.
         FitcoachTuneError: see the parts; a run that was there before is untouched.
     """
     from fitcoach_tune.backends import make_backend
 
     output = Path(config.output_dir)
-    _check_output(output, force)
+    if force and config.resume_from_checkpoint:
+        raise ConfigError(
+            "one starts anew and the other goes on", where="--force, --resume-from-checkpoint", hint="give one of them"
+        )
+    run_folder.check_free(output, force)
     backend = make_backend(config.device, config.num_devices)
     if backend.rank:
         ui = SILENT
     try:
-        return _train(config, output, backend, ui)
+        if backend.rank:
+            return _train(config, output, backend, ui, None, force)
+        with files.FolderLock(output) as lock:
+            run_folder.check_free(output, force)  # it may have filled up before it was locked
+            return _train(config, output, backend, ui, lock, force)
     finally:
         backend.close()
 
 
-def _train(config: Config, output: Path, backend: Backend, ui: Console) -> runs.Run:
+def _train(
+    config: Config, output: Path, backend: Backend, ui: Console, lock: files.FolderLock | None, force: bool
+) -> runs.Run:
+    """What `train` does with a device; only the process that has the lock writes."""
     clock = Clock()
+    found = run_folder.find_checkpoint(output, config, force, ui)
+    config = config.model_copy(update={"resume_from_checkpoint": None})  # which is of this process, not of the run
     with clock.phase("prepare"):
         with backend.first_process_first():
             prepared = ensure_prepared(config, ui)
             base = models.resolve(config.model, config.model_revision, ui)
         config = with_data_settings(config, prepared)
         prepared_set.check_base(prepared, base)
+        shared, facts = _same_run(found, config, prepared, base, backend, ui)
+        if lock:
+            run_folder.check_room(output, config, base, found)
     with clock.phase("load"):
-        trainer, parameters = build(config, prepared, base, backend)
+        trainer, parameters = build(shared, prepared, base, backend, found.snapshot if found else None)
+    _check_agreement(trainer)
     ui.note(describe_plan(config, prepared, trainer, parameters))
     if backend.compiled:
         ui.note("the first step is compiled, which can take minutes; the next run of the same shapes finds it cached")
-    writes = backend.rank == 0
-    with clock.phase("train"):
-        if writes:
-            _start_output(output, ui)
-        history = _run(trainer, output, config, ui, writes)
-    for where in backend.statistics().get("recompiled", []):
-        ui.warn(f"compiled again at {where}")
-    tensors = trained_tensors(trainer)
-    if not writes:
-        return runs.Run(str(output), output, {})
-    with clock.phase("save"):
-        record = _record(config, prepared, base, backend, trainer, parameters, history)
-        save(output, config, prepared, base, tensors, history)
+    with StopSignals(ui.quiet) as signals:
+        with clock.phase("train"):
+            session = Session(output, config, trainer, facts, found, lock, ui)
+            session.train(signals.stopping)
+        clock.seconds["train"] = round(session.seconds(), 3)  # that before the checkpoint included
+        if not trainer.finished:
+            raise StoppedError(
+                f"stopped by {signals.name} after step {len(trainer.history)} of {trainer.plan.steps}, and saved",
+                where=str(output),
+                hint=run_folder.resume_command(config, 1 if backend.compiled else backend.world_size),
+            )
+        for where in backend.statistics().get("recompiled", []):
+            ui.warn(f"compiled again at {where}")
+        tensors = trainer.snapshot().lora
+        if not lock:
+            return runs.Run(str(output), output, {})
+        record = run_folder.record(facts, prepared, trainer, parameters, session.resumed_at)
+        _save(output, config, prepared, base, tensors, trainer.history, record, clock, ui)
+    ui.note(f"saved {output}")
+    return runs.open_run(str(output))
+
+
+def _save(
+    output: Path,
+    config: Config,
+    prepared: PreparedSet,
+    base: Base,
+    tensors: dict[str, Tensor],
+    history: list[StepMetrics],
+    record: dict[str, Any],
+    clock: Clock,
+    ui: Console,
+) -> None:
+    """Write the adapter, check it, and make the run a finished one."""
+    with clock.phase("save"), files.output_errors(output):
+        run_folder.save(output, config, prepared, base, tensors, history)
     ui.note("checking that the saved adapter loads as it was trained")
     with clock.phase("check"):
         from fitcoach_tune.training.check import check_saved
 
         row = prepared.train[0].input_ids.tolist()
         record["check"] = check_saved(output, base, tensors, config.lora_alpha / config.lora_r, row)
-    _finish(output, record, clock, config)
-    ui.note(f"saved {output}")
-    return runs.open_run(str(output))
+    run_folder.finish(output, record, clock.seconds, config)
 
 
-def _check_output(output: Path, force: bool) -> None:
-    if (output / runs.RUN_NAME).exists() and not force:
-        raise OutputError(
-            "a finished run is there already",
-            where=f"--output-dir {output}",
-            hint="choose another --output-dir, or --force to train anew (the old run is kept as .previous)",
+def _same_run(
+    found: Checkpoint | None, config: Config, prepared: PreparedSet, base: Base, backend: Backend, ui: Console
+) -> tuple[Config, dict[str, Any]]:
+    """The settings for these devices, and the facts of the run; refuses a checkpoint that is of another run."""
+    from fitcoach_tune.training import resume
+    from fitcoach_tune.training.core import Plan
+
+    devices = backend.world_size * backend.groups
+    shared = resume.share_batch(config, devices, found.state["run"]) if found else config
+    batch_size = Plan.of(shared, len(prepared.train), devices).batch_size
+    facts = run_folder.describe(config, batch_size, prepared, base, backend)
+    if found:
+        for remark in resume.check(found, facts):
+            ui.note(f"changed since the checkpoint: {remark}")
+        if shared != config:
+            sizes = shared.per_device_train_batch_size, shared.gradient_accumulation_steps
+            ui.note(f"a step stays at {batch_size} rows: {sizes[0]} on each device, {sizes[1]} times")
+        facts["device"]["first"] = found.state["run"]["device"]["first"]
+        ui.note(f"going on after step {found.snapshot.step}, from {found.path}")
+    return shared, facts
+
+
+def _check_agreement(trainer: Trainer) -> None:
+    """Refuse to train in processes that start at different steps: they would wait for each other for ever."""
+    backend, step = trainer.backend, len(trainer.history)
+    if backend.world_size > 1 and trainer.sum_over(step) != step * backend.world_size * backend.groups:
+        raise MismatchError(
+            "the processes have found different checkpoints",
+            where="--output-dir",
+            hint="put it on a disk that all of them see",
         )
-    if output.exists() and not (output.is_dir() and (_is_ours(output) or not any(output.iterdir()))):
-        raise OutputError("it exists and is not a run of this program", where=f"--output-dir {output}")
-    probe = output.parent / f".{output.name}.{os.getpid()}.probe"  # processes that train together all look
-    files.write_atomic(probe, b"")
-    probe.unlink()
-
-
-def _is_ours(output: Path) -> bool:
-    return (output / runs.RUN_NAME).exists() or (output / METRICS_NAME).exists()
-
-
-def _start_output(output: Path, ui: Console) -> None:
-    """Make the output folder; an older run in it steps aside, now that this one is about to train."""
-    if output.exists() and any(output.iterdir()):
-        ui.note(f"the run that was there is kept as {files.set_aside(output)}")
-    output.mkdir(parents=True, exist_ok=True)
 
 
 # ------------------------------------------------------------------------------------------------ building blocks
@@ -153,8 +198,14 @@ def with_data_settings(config: Config, prepared: PreparedSet) -> Config:
     return config.model_copy(update={name: settings[name] for name in shape} | {"data": str(prepared.path)})
 
 
-def build(config: Config, prepared: PreparedSet, base: Base, backend: Backend) -> tuple[Trainer, int]:
-    """Load the base, attach the adapter and bring both to the device; returns the trainer and its parameter count."""
+def build(
+    config: Config, prepared: PreparedSet, base: Base, backend: Backend, start: Snapshot | None = None
+) -> tuple[Trainer, int]:
+    """Load the base, attach the adapter and bring both to the device; returns the trainer and its parameter count.
+
+    Args:
+        start: what to go on from; by default the beginning.
+    """
     from fitcoach_tune.training import adapter
     from fitcoach_tune.training.core import Trainer, TrainingData
 
@@ -169,8 +220,8 @@ def build(config: Config, prepared: PreparedSet, base: Base, backend: Backend) -
         target_modules=list(config.target_modules),
         seed=config.seed,
     )
-    data = TrainingData(prepared.train, prepared.test, prepared.prefix)
-    return Trainer(model, config, data, backend), parameters
+    data = TrainingData(prepared.train, prepared.test, prepared.prefix, lambda row: prepared.train.example(row).origin)
+    return Trainer(model, config, data, backend, start), parameters
 
 
 def describe_plan(config: Config, prepared: PreparedSet, trainer: Trainer, parameters: int) -> str:
@@ -181,124 +232,3 @@ def describe_plan(config: Config, prepared: PreparedSet, trainer: Trainer, param
         f"{plan.steps} steps of {plan.batch_size} rows on {trainer.backend.describe()}, "
         f"{config.dtype}, {config.optim} at {config.learning_rate:g}"
     )
-
-
-def _run(trainer: Trainer, output: Path, config: Config, ui: Console, writes: bool) -> list[StepMetrics]:
-    from fitcoach_tune.training.report import Reporter
-
-    if not writes:
-        return trainer.run(lambda _: None)
-    with Reporter(output / METRICS_NAME, config) as report, ui.bar("training", trainer.plan.steps, "steps") as update:
-
-        def on_step(metrics: StepMetrics) -> None:
-            report.write(metrics)
-            shown = {"loss": f"{metrics.loss:.4f}", "lr": f"{metrics.learning_rate:.1e}"}
-            shown["ex/s"] = f"{metrics.examples_per_second:.1f}"
-            update(metrics.step, **shown)
-
-        return trainer.run(on_step)
-
-
-def trained_tensors(trainer: Trainer) -> dict[str, Tensor]:
-    """The LoRA tensors on the CPU, by PEFT's keys."""
-    from fitcoach_tune.training import adapter
-
-    return trainer.backend.to_host(adapter.trained_parameters(trainer.model))
-
-
-# ------------------------------------------------------------------------------------------------ the run directory
-
-
-def save(
-    output: Path,
-    config: Config,
-    prepared: PreparedSet,
-    base: Base,
-    tensors: dict[str, Tensor],
-    history: list[StepMetrics],
-) -> None:
-    """Write everything but run.json, which comes last and makes the run a finished one."""
-    from peft import LoraConfig
-    from safetensors.torch import save as to_bytes
-
-    from fitcoach_tune.training import adapter, report
-
-    targets = sorted({key.split(".lora_")[0].rsplit(".", 1)[-1] for key in tensors})
-    LoraConfig(
-        task_type="CAUSAL_LM",
-        r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=targets,
-        base_model_name_or_path=base.reference,
-        revision=base.revision if base.name != models.OFFLINE else None,
-        inference_mode=True,
-    ).save_pretrained(output)
-    files.write_atomic(output / adapter.WEIGHTS_NAME, to_bytes(tensors, metadata={"format": "pt"}))
-    models.copy_tokenizer(base.path, output, prepared.chat_template)
-    files.write_atomic(output / "config.resolved.yaml", to_yaml(config))
-    if prompt := prepared.common_prompt():
-        files.write_atomic(output / runs.PROMPT_NAME, files.to_json(prompt))
-    report.plot_losses(history, output / "loss.png")
-
-
-def _record(
-    config: Config,
-    prepared: PreparedSet,
-    base: Base,
-    backend: Backend,
-    trainer: Trainer,
-    parameters: int,
-    history: list[StepMetrics],
-) -> dict[str, Any]:
-    manifest = prepared.manifest
-    keys = ("source", "rows", "tokens", "prefix", "data_sha256", "tools_sha256", "template_sha256")
-    # The first step pays for what is set up once; the rate is that of the others, where there are others.
-    speeds = sorted(m.examples_per_second for m in history[1:] or history)
-    return {
-        "format": _RUN_FORMAT,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "versions": prepared_set.versions() | {"python": platform.python_version()},
-        "device": {
-            "name": backend.name,
-            "hardware": backend.describe(),
-            "count": backend.world_size * backend.groups,
-            **backend.statistics(),
-        },
-        "base": {
-            "name": base.name,
-            "revision": base.revision,
-            "reference": base.reference,
-            "tokenizer_sha256": models.tokenizer_hash(base.path),
-            "weights_sha256": models.weights_hash(base.path),
-        },
-        "data": {"path": str(prepared.path), **{key: manifest[key] for key in keys}},
-        "config": config.model_dump(mode="json"),
-        "training": {
-            "trainable_parameters": parameters,
-            "batch_size": trainer.plan.batch_size,
-            "steps": len(history),
-            "epochs": history[-1].epoch,
-            "first_loss": history[0].loss,
-            "last_loss": history[-1].loss,
-            "eval_losses": [{"step": m.step, "eval_loss": m.eval_loss} for m in history if m.eval_loss is not None],
-            "examples_per_second": speeds[len(speeds) // 2],
-            "peak_memory_bytes": backend.peak_memory(),
-        },
-    }
-
-
-def _finish(output: Path, record: dict[str, Any], clock: Clock, config: Config) -> None:
-    from fitcoach_tune.training.report import run_readme
-
-    total = sum(clock.seconds.values())
-    record["seconds"] = clock.seconds | {"total": round(total, 3)}
-    if config.price_per_hour is not None:
-        record["price"] = {"per_hour": config.price_per_hour, "total": round(config.price_per_hour * total / 3600, 4)}
-    files.write_atomic(output / "README.md", run_readme(record))
-    record["files"] = {
-        file.name: files.sha256_file(file)
-        for file in sorted(output.iterdir())
-        if file.is_file() and file.name[0] != "."
-    }
-    files.write_atomic(output / runs.RUN_NAME, files.to_json(record))

@@ -40,7 +40,9 @@ RUNS = {
 }
 
 
-def make_trainer(backend: Any, settings: dict, rows: int = ROWS, prefix: int = 12, model: Any = None) -> Trainer:
+def make_trainer(
+    backend: Any, settings: dict, rows: int = ROWS, prefix: int = 12, model: Any = None, start: Any = None
+) -> Trainer:
     devices = backend.groups * backend.world_size
     sizes = {"per_device_train_batch_size": MICRO // devices, "per_device_eval_batch_size": MICRO // devices}
     config = Config(**{**BASE, "gradient_accumulation_steps": 1, **sizes, **settings})
@@ -54,7 +56,7 @@ def make_trainer(backend: Any, settings: dict, rows: int = ROWS, prefix: int = 1
         target_modules=list(config.target_modules),
         seed=config.seed,
     )
-    return Trainer(model, config, TrainingData(made[:rows], made[rows:], head), backend)
+    return Trainer(model, config, TrainingData(made[:rows], made[rows:], head), backend, start)
 
 
 def trained(trainer: Trainer) -> dict[str, torch.Tensor]:
@@ -173,11 +175,11 @@ def recompile(backend: Any) -> tuple[dict, dict]:
 
 
 def not_finite(backend: Any) -> tuple[dict, dict]:
-    """Spoil a weight, in the middle of a run and before its last step."""
+    """Spoil a weight, in the middle of a run and before its last step; a checkpoint is due after every other step."""
     found = {}
     for spoiled in (1, 4):
-        trainer = make_trainer(backend, {"max_steps": 5})
-        send, seen = trainer.send, []
+        trainer = make_trainer(backend, {"max_steps": 5, "save_steps": 2})
+        send, seen, saved = trainer.send, [], []
 
         def spoil(step: int, at: int = spoiled, trainer: Trainer = trainer, send: Any = send, **options: Any):
             if step == at:
@@ -187,10 +189,57 @@ def not_finite(backend: Any) -> tuple[dict, dict]:
 
         trainer.send = spoil
         try:
-            trainer.run(lambda metrics, seen=seen: seen.append(metrics.step))
+            trainer.run(
+                lambda metrics, seen=seen: seen.append(metrics.step),
+                lambda trainer=trainer, saved=saved: saved.append(trainer.snapshot().step),
+            )
         except FitcoachTuneError as error:
-            found[str(spoiled)] = [type(error).__name__, str(error), seen]
+            found[str(spoiled)] = [type(error).__name__, str(error), seen, saved]
     return found, {}
+
+
+RESUMED = {"max_steps": 5, "save_steps": 3, "xla_fsdp_grad_ckpt": False}
+
+
+def with_snapshot(trainer: Trainer) -> tuple[list[dict], list[int], Any]:
+    """Train to the end; the metrics without speeds, how often each step compiled, and the snapshot after step 3."""
+    compiled, taken, send = [], {}, trainer.send
+
+    def counted(step: int, **options: Any):
+        before = compilations(trainer.backend)
+        sent = send(step, **options)
+        compiled.append(compilations(trainer.backend) - before)
+        return sent
+
+    def save() -> None:
+        snapshot = trainer.snapshot()
+        taken[snapshot.step] = snapshot
+
+    trainer.send = counted
+    metrics = [m.as_dict() for m in trainer.run(lambda _: None, save)]
+    for line in metrics:
+        del line["examples_per_second"]
+    return metrics, compiled, taken.get(3)
+
+
+def resumed(backend: Any) -> tuple[dict, dict]:
+    """Straight to the end, and from the middle of an epoch on; and a run that a plain CPU began, to its end."""
+    settings = {**RESUMED, "optim": "adafactor", "lora_dropout": 0.4, "gradient_accumulation_steps": 2}
+    straight = make_trainer(backend, settings, model=tiny_gemma(layers=2))
+    metrics, compiled, middle = with_snapshot(straight)
+    second = make_trainer(backend, settings, model=tiny_gemma(layers=2), start=middle)
+    again, again_compiled, _ = with_snapshot(second)
+    first, other = (trainer.snapshot() for trainer in (straight, second))
+    tensors, others = ({**end.lora, **end.optimizer} for end in (first, other))
+    on_a_cpu, _, middle = with_snapshot(make_trainer(make_backend("cpu"), RESUMED))
+    return {
+        "metrics": [metrics, again],
+        "compiled": [compiled, again_compiled],
+        "equal": [key for key, value in tensors.items() if torch.equal(value, others[key])],
+        "tensors": list(tensors),
+        "on a cpu": on_a_cpu,
+        "moved": with_snapshot(make_trainer(backend, RESUMED, start=middle))[0],
+    }, {}
 
 
 def cached(backend: Any) -> tuple[dict, dict]:
@@ -202,7 +251,7 @@ def cached(backend: Any) -> tuple[dict, dict]:
     return {name: metrics.counter_value(name) or 0 for name in names}, {}
 
 
-OTHERS = {job.__name__: job for job in (long_prefix, bf16, dropout, shardings, recompile, not_finite, cached)}
+OTHERS = {job.__name__: job for job in (long_prefix, bf16, dropout, shardings, recompile, not_finite, resumed, cached)}
 
 
 def do(job: str, backend: Any) -> tuple[dict, dict]:

@@ -17,7 +17,7 @@ from tests.spmd import jobs
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("torch_xla"), reason="torch_xla is not installed")
 ROOT = Path(__file__).parents[2]
-EIGHT = [*jobs.RUNS, "long_prefix", "bf16", "dropout", "shardings", "recompile", "not_finite"]
+EIGHT = [*jobs.RUNS, "long_prefix", "bf16", "dropout", "shardings", "recompile", "not_finite", "resumed"]
 ONE = ["adamw", "adafactor-accumulated", "long_prefix"]
 
 
@@ -146,13 +146,34 @@ def test_a_second_compilation_stops_the_run(xla):
     assert "targets" not in allowed  # whose shape did not change
 
 
-@pytest.mark.parametrize(("spoiled", "seen"), [(1, [1]), (4, [1, 2, 3, 4])])
-def test_values_that_are_not_finite_stop_the_run(xla, spoiled, seen):
-    """Also in the last step, whose values nobody would read before saving if they were read a step late."""
-    kind, message, steps = xla("not_finite")[str(spoiled)]
+@pytest.mark.parametrize(("spoiled", "seen", "saved"), [(1, [1], []), (4, [1, 2, 3, 4], [2, 4])])
+def test_values_that_are_not_finite_stop_the_run(xla, spoiled, seen, saved):
+    """Also in the last step, whose values nobody would read before saving if they were read a step late.
+
+    A checkpoint was due right after the first of the spoiled steps: it is not written.
+    """
+    kind, message, steps, checkpoints = xla("not_finite")[str(spoiled)]
     assert kind == "TrainingError"
     assert message.startswith(f"step {spoiled + 1}: the loss is not finite\n  training rows of this step: ")
     assert steps == seen
+    assert checkpoints == saved
+
+
+def test_resuming_equals_going_straight_on(xla):
+    """From the middle of an epoch, with dropout and accumulation: bit for bit, with the very same training graph."""
+    found = xla("resumed")
+    assert len(found["metrics"][0]) == 5
+    assert found["metrics"][1] == found["metrics"][0]
+    assert found["equal"] == found["tensors"]
+    assert len(found["tensors"]) == 2 * 4 * 2 * (1 + 3)  # A and B of q, k, v, o in two layers, and state of each
+    assert found["compiled"] == [[1, 0, 0, 0, 0], [0, 0]]
+
+
+def test_a_run_moves_from_a_cpu_to_eight_devices(xla):
+    found = xla("resumed")
+    assert len(found["moved"]) == len(found["on a cpu"]) == 5
+    for mine, plain in zip(found["moved"], found["on a cpu"], strict=True):
+        assert mine == pytest.approx(plain, rel=1e-4)
 
 
 def test_the_next_process_finds_each_graph_in_the_cache(tmp_path):

@@ -114,7 +114,9 @@ class TorchBackend:
 
     def fetch_sum(self, value: Tensor) -> float:
         if self.world_size > 1:
-            value = value.clone()
+            # Kept until the next one. gloo's thread lets go of it a little later, and must not be the last to: freeing
+            # it there needs Python, which the main thread may hold while it waits for that thread to end.
+            self._reduced = value = value.clone()
             dist.all_reduce(value)
         return value.item()
 

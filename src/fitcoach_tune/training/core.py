@@ -10,7 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from fitcoach_tune.backends.base import Backend
 from fitcoach_tune.config import Config
 from fitcoach_tune.errors import TrainingError
-from fitcoach_tune.training import adapter, batches, optim
+from fitcoach_tune.training import adapter, batches, checkpoint, optim
 from fitcoach_tune.training.batches import PADDING_ROW, PackedBatch, TokenizedRow
+from fitcoach_tune.training.checkpoint import Snapshot
+from fitcoach_tune.training.metrics import StepMetrics
 from fitcoach_tune.training.step import PackedLoss, inputs
 
 
@@ -31,11 +33,13 @@ class TrainingData:
     Attributes:
         train, test: tokenized rows; `test` may be empty.
         prefix: int [P], the tokens that all rows start with.
+        origin: where a training row, by its number, came from, for messages.
     """
 
     train: Sequence[TokenizedRow]
     test: Sequence[TokenizedRow]
     prefix: np.ndarray
+    origin: Callable[[int], str] | None = None
 
     def static_shape(self) -> tuple[int, int]:
         """(suffix width, targets per row) that every row fits."""
@@ -66,23 +70,6 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class StepMetrics:
-    """One line of metrics.jsonl: a training step, with the evaluation loss where one was taken after it."""
-
-    step: int
-    epoch: float
-    loss: float
-    grad_norm: float
-    learning_rate: float
-    examples_per_second: float
-    supervised_tokens: int
-    eval_loss: float | None = None
-
-    def as_dict(self) -> dict:
-        return {k: v for k, v in asdict(self).items() if v is not None}
-
-
-@dataclass(frozen=True)
 class SentStep:
     """A step whose values are still on the device.
 
@@ -105,49 +92,124 @@ class SentStep:
 class Trainer:
     """A model with its adapter, its optimizer and its data on one backend.
 
-    Nothing here is remembered that (seed, step) does not determine, apart from the LoRA tensors and the optimizer's
-    state.
+    What (seed, step) does not determine is the LoRA tensors, the optimizer's state and the metrics so far: a snapshot
+    has these, and a trainer that starts with one goes on as the one that it was taken of would have.
+
+    Args:
+        start: what to go on from; by default the beginning.
     """
 
-    def __init__(self, model: nn.Module, config: Config, data: TrainingData, backend: Backend):
+    def __init__(
+        self, model: nn.Module, config: Config, data: TrainingData, backend: Backend, start: Snapshot | None = None
+    ):
         self.model, self.config, self.data, self.backend = model, config, data, backend
         self.plan = Plan.of(config, len(data.train), backend.world_size * backend.groups)
+        self.history: list[StepMetrics] = list(start.metrics) if start else []
+        if start:
+            checkpoint.restore(adapter.trained_parameters(model), start.lora)
         backend.place_sharded(model, config)
-        self.parameters = list(adapter.trained_parameters(model).values())
+        named = adapter.trained_parameters(model)
+        self.parameters = list(named.values())
         self.loss = backend.parallel(PackedLoss(model))
         self.optimizer = optim.make_optimizer(config, self.parameters, capturable=backend.compiled)
+        if start:
+            checkpoint.restore(checkpoint.optimizer_tensors(self.optimizer, named), start.optimizer)
         backend.place_state(self.optimizer)
         self._static = data.static_shape() if backend.compiled else None
 
-    def run(self, on_step: Callable[[StepMetrics], None]) -> list[StepMetrics]:
-        """Train to the end of the plan.
+    def run(
+        self,
+        on_step: Callable[[StepMetrics], None],
+        save: Callable[[], None] = lambda: None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> list[StepMetrics]:
+        """Train to the end of the plan, or until `stop` says so after a step; returns the metrics of all steps.
 
         A compiled backend computes a step while the host prepares the next one and reads the values of the one before.
+
+        Args:
+            on_step: hears of each step, once its values, and those of the evaluation after it, are known. If it stops
+                before that evaluation, it hears of the step without it, and again when a later run has made up for it.
+            save: called when a checkpoint is due: values were read and found finite up to the step just taken. The
+                evaluation comes after it, so that stopping does not have to wait for one.
 
         Raises:
             TrainingError: a loss or gradient was not finite. An eager backend's weights are then those of the last good
                 step; a compiled one's are spoiled, and only good for throwing away.
         """
-        history: list[StepMetrics] = []
         sent: deque[SentStep] = deque()
         clock = time.perf_counter()
 
-        def settle(in_flight: int, evaluated: bool = False) -> None:
+        def settle(in_flight: int) -> None:
             nonlocal clock
             while len(sent) > in_flight:
-                metrics, clock = self.read(sent.popleft(), since=clock), time.perf_counter()
-                if evaluated and not sent:
-                    metrics = replace(metrics, eval_loss=self.evaluation_loss())
-                    clock = time.perf_counter()
-                history.append(metrics)
-                on_step(metrics)
+                self.history.append(self.read(sent.popleft(), since=clock))
+                clock = time.perf_counter()
+                if not self.owes_evaluation:
+                    on_step(self.history[-1])
 
-        for step in range(self.plan.steps):
+        def evaluate() -> None:
+            if self.owes_evaluation:
+                self.history[-1] = replace(self.history[-1], eval_loss=self.evaluation_loss())
+                on_step(self.history[-1])
+
+        evaluate()
+        for step in range(len(self.history), self.plan.steps):
             sent.append(self.send(step))
-            last = step + 1 == self.plan.steps
-            evaluated = bool(len(self.data.test)) and (last or (step + 1) % self.plan.steps_per_epoch == 0)
-            settle(1 if self.backend.compiled and not (evaluated or last) else 0, evaluated)
-        return history
+            stopping = self._anywhere(stop())
+            saving, evaluating = stopping or self._saves_after(step + 1), self._evaluates_after(step + 1)
+            settle(1 if self.backend.compiled and not (saving or evaluating) else 0)
+            if saving:
+                save()
+            if stopping:
+                if self.owes_evaluation:
+                    on_step(self.history[-1])
+                break
+            if saving or evaluating:
+                evaluate()
+                clock = time.perf_counter()
+        return self.history
+
+    @property
+    def owes_evaluation(self) -> bool:
+        """The last step calls for an evaluation that was not done."""
+        return self._evaluates_after(len(self.history)) and self.history[-1].eval_loss is None
+
+    @property
+    def finished(self) -> bool:
+        """The plan was carried out."""
+        return len(self.history) == self.plan.steps and not self.owes_evaluation
+
+    def _evaluates_after(self, steps: int) -> bool:
+        ends = steps == self.plan.steps or steps % self.plan.steps_per_epoch == 0
+        return bool(len(self.data.test)) and steps > 0 and ends
+
+    def _saves_after(self, steps: int) -> bool:
+        if self.config.save_steps == 0:
+            return False
+        return steps == self.plan.steps or steps % (self.config.save_steps or self.plan.steps_per_epoch) == 0
+
+    def _anywhere(self, flag: bool) -> bool:
+        """Does any process say so? All must ask, and all get the same answer."""
+        return flag if self.backend.world_size == 1 else self.sum_over(float(flag)) > 0
+
+    def sum_over(self, value: float) -> float:
+        """The sum of each device's value; all processes must ask. Waits for the device."""
+        values = np.full(self.backend.groups, value, dtype=np.float32)
+        return self.backend.fetch_sum(self.backend.put(values).sum())
+
+    def snapshot(self) -> Snapshot:
+        """What training has come to; all processes must ask, after the values of all steps were read.
+
+        Raises:
+            TrainingError: the last update has spoiled the weights.
+        """
+        lora = adapter.trained_parameters(self.model)
+        state = checkpoint.optimizer_tensors(self.optimizer, lora)
+        whole = self.backend.to_host({**lora, **state})
+        taken = Snapshot({k: whole[k] for k in lora}, {k: whole[k] for k in state}, list(self.history))
+        checkpoint.check_finite(taken)
+        return taken
 
     def step(self, step: int, *, update: bool = True) -> StepMetrics:
         """One optimizer step (counted from 0) and its values; with `update` False the weights stay as they are."""
@@ -204,10 +266,11 @@ class Trainer:
         loss, norm = self.backend.fetch_sum(sent.loss) / sent.count, float(sent.norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
-            rows = ", ".join(str(i) for i in sent.rows if i != PADDING_ROW)
+            origin = self.data.origin
+            named = [f"{i} ({origin(i)})" if origin else str(i) for i in sent.rows.tolist() if i != PADDING_ROW]
             raise TrainingError(
                 f"step {sent.step + 1}: the {'loss' if not math.isfinite(loss) else 'gradient'} is not finite",
-                details=[f"training rows of this step: {rows}"],
+                details=[f"training rows of this step: {', '.join(named)}"],
                 hint="lower --learning-rate, or look at these rows with `prepare --show`",
             )
         return loss, norm
@@ -223,7 +286,11 @@ class Trainer:
 
     @torch.no_grad()
     def evaluation_loss(self) -> float:
-        """Mean cross-entropy in nats per supervised token over the held-out rows, without dropout."""
+        """Mean cross-entropy in nats per supervised token over the held-out rows, without dropout.
+
+        Raises:
+            TrainingError: it is not finite.
+        """
         self.model.eval()
         data, backend = self.data.test, self.backend
         size = self.config.per_device_eval_batch_size * backend.groups * backend.world_size
@@ -234,4 +301,9 @@ class Trainer:
             with backend.graph("evaluation", "evaluation", batch.shapes()):
                 sums.append(backend.unwrap(self.loss)(*self._inputs(batch)))
                 backend.end_step()
-        return sum(backend.fetch_sum(value) for value in sums) / count
+        mean = sum(backend.fetch_sum(value) for value in sums) / count
+        if not math.isfinite(mean):
+            raise TrainingError(
+                f"the evaluation loss after step {len(self.history)} is not finite", hint="lower --learning-rate"
+            )
+        return mean

@@ -9,22 +9,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fitcoach_tune import files
 from fitcoach_tune.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from fitcoach_tune.config import Config
-    from fitcoach_tune.training.core import StepMetrics
+    from fitcoach_tune.training.metrics import StepMetrics
 
 
 class Reporter:
-    """Writes a line a step to metrics.jsonl, and to TensorBoard or Trackio if asked to."""
+    """Writes a line a step to metrics.jsonl, and to TensorBoard or Trackio if asked to.
 
-    def __init__(self, path: Path, config: Config):
-        self.path = path
-        self._tracker = _tracker(config, path.parent)
+    Args:
+        past: the steps that the run has behind it. The file is made anew with theirs: a run that was killed may have
+            written others after its last checkpoint, the last of them in part.
+    """
+
+    def __init__(self, path: Path, config: Config, past: Sequence[StepMetrics] = ()):
+        self.path, self._past = path, past
+        self._tracker = _tracker(config, path.parent, len(past))
 
     def __enter__(self) -> Reporter:
-        self._file = self.path.open("w", encoding="utf-8")
+        files.write_atomic(self.path, "".join(json.dumps(m.as_dict()) + "\n" for m in self._past))
+        self._file = self.path.open("a", encoding="utf-8")
         return self
 
     def write(self, metrics: StepMetrics) -> None:
@@ -43,10 +50,10 @@ class Reporter:
 
 
 class _TensorBoard:
-    def __init__(self, folder: Path, _: Config):
+    def __init__(self, folder: Path, _: Config, past: int):
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder / "tensorboard"))
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=past + 1 if past else None)
 
     def log(self, values: dict[str, float], step: int) -> None:
         for name, value in values.items():
@@ -58,12 +65,12 @@ class _TensorBoard:
 
 
 class _Trackio:
-    def __init__(self, folder: Path, config: Config):
+    def __init__(self, folder: Path, config: Config, past: int):
         import trackio
 
-        settings = config.model_dump(mode="json")
+        settings, resume = config.model_dump(mode="json"), "allow" if past else "never"
         with contextlib.redirect_stdout(sys.stderr):  # it greets on stdout, which is for data
-            self._run = trackio.init(project="fitcoach-tune", name=folder.name, config=settings)
+            self._run = trackio.init(project="fitcoach-tune", name=folder.name, config=settings, resume=resume)
 
     def log(self, values: dict[str, float], step: int) -> None:
         self._run.log({name: value for name, value in values.items() if name != "step"}, step=step)
@@ -75,11 +82,11 @@ class _Trackio:
             trackio.finish()  # the run's own finish would be repeated, aloud, when the process ends
 
 
-def _tracker(config: Config, folder: Path) -> _TensorBoard | _Trackio | None:
+def _tracker(config: Config, folder: Path, past: int) -> _TensorBoard | _Trackio | None:
     if config.report_to == "none":
         return None
     try:
-        return {"tensorboard": _TensorBoard, "trackio": _Trackio}[config.report_to](folder, config)
+        return {"tensorboard": _TensorBoard, "trackio": _Trackio}[config.report_to](folder, config, past)
     except ImportError:
         raise ConfigError(
             f"{config.report_to} is not installed",
