@@ -271,6 +271,13 @@ def test_the_terminal_tells_who_is_better(program, found):
     told = " ".join(done.stdout.split())
     assert f"Against base: {right} rows got better and 0 got worse." in told
     assert f"exact McNemar p {'< 0.001' if right > 10 else f'= {2 / 2**right:.3f}'}, n = 21." in told
+    better = [
+        turn.query
+        for turn, verdict in zip(found.sets[0].asked.turns, found.sets[0].of("tuned").verdicts, strict=True)
+        if verdict.right
+    ]
+    assert f"Got better: {' | '.join(better[:3])}{f' and {right - 3} more' * (right > 3)}" in told
+    assert "Got worse" not in told
     for part in ("by tool", "F1", "Wanted (rows) and called (columns)", "no call", "invented", "unparsable", "p50"):
         assert part in told
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fitcoach_tune.evaluate.evaluation import Evaluation
     from fitcoach_tune.evaluate.results import SetResult
 
-_SHOWN = 10
+_SHOWN, _CHANGES = 10, 3
 # A wider confusion matrix does not fit a terminal; the page has it.
 _MOST_COLUMNS = 12
 MEASURES: dict[str, Callable[[Metrics], Rate]] = {
@@ -150,8 +150,20 @@ def _words(evaluation: Evaluation) -> Iterator[Any]:
             f"Difference {100 * found.difference:+.1f} points (95% interval {100 * low:+.1f} to {100 * high:+.1f}), "
             f"exact McNemar p {'< 0.001' if p < 0.001 else f'= {p:.3f}'}, n = {found.n}."
         )
+        yield from _changes(evaluation.sets[0], evaluation.baseline)
     for gate in evaluation.gates:
         yield _text(f"{gate.flag} {'passed' if gate.passed else 'FAILED'}: {gate.text}")
+
+
+def _changes(main: SetResult, baseline: str) -> Iterator[Any]:
+    """The rows that got worse and better, the first few by what was asked."""
+    pairs = zip(main.asked.turns, main.of(baseline).verdicts, main.of("tuned").verdicts, strict=True)
+    changed = [(turn.query, before.right, after.right) for turn, before, after in pairs if before.right != after.right]
+    for title, better in (("Got worse", False), ("Got better", True)):
+        queries = [_shorten(query) for query, _, after in changed if after == better]
+        if queries:
+            more = f" and {len(queries) - _CHANGES} more" if len(queries) > _CHANGES else ""
+            yield _text(f"{title}: {' | '.join(queries[:_CHANGES])}{more}")
 
 
 def _percent(rate: Rate) -> str:
