@@ -177,8 +177,8 @@ def serve() -> None:
     from fitcoach_tune import cli, infer, session, train  # noqa: F401
     from fitcoach_tune.training import check, checkpoint, core, report, resume  # noqa: F401
 
-    # What a run would import as it goes.
-    for name in ("peft", "transformers.models.gemma3.modeling_gemma3", "matplotlib.backends.backend_agg", "pyarrow"):
+    # What a run would import as it goes, but for pyarrow: it starts a thread, which a fork does not take along.
+    for name in ("peft", "transformers.models.gemma3.modeling_gemma3", "matplotlib.backends.backend_agg"):
         importlib.import_module(name)
     children: dict[int, int | None] = {}  # by process: None while it runs, else its last status
     for line in sys.stdin:
