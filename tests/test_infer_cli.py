@@ -240,7 +240,23 @@ def get_active_minutes():
     raise ValueError("no band")
 
 
-TOOLS = [get_steps, get_heart_rate, get_sleeping_minutes, get_active_minutes]
+def get_daily_step_goal():
+    """Get the daily step goal for today."""
+
+
+def get_step_goal_progress():
+    """Get the step goal progress for today in percentage."""
+
+
+def get_body_battery_level():
+    """Get the current body battery level."""
+
+
+# Declared as it was taught, so that it calls what it was taught to call.
+TOOLS = [
+    get_steps, get_daily_step_goal, get_step_goal_progress, get_sleeping_minutes, get_active_minutes, get_heart_rate,
+    get_body_battery_level,
+]
 '''
 
 
