@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import codecs
-import contextlib
 import fcntl
 import io
 import json
@@ -28,7 +27,7 @@ from tests.conftest import tool
 from tests.taught import QUESTIONS, SAID, taught  # noqa: F401 (a fixture)
 
 CTRL_C, CTRL_D, UP, BACKSPACE = "\x03", "\x04", "\x1b[A", "\x7f"
-PATIENCE = 120
+PATIENCE, PAUSE = 120, 5
 READY = "\n> "
 
 
@@ -37,7 +36,7 @@ class Terminal:
 
     def __init__(self, arguments, cwd):
         self._end, inner = os.openpty()
-        self._seen, self._decode = "", codecs.getincrementaldecoder("utf-8")().decode
+        self._pressed, self._seen, self._decode = "", "", codecs.getincrementaldecoder("utf-8")().decode
         self.process = subprocess.Popen(
             [sys.executable, *map(str, arguments)], cwd=cwd, stdin=inner, stdout=inner, stderr=inner,
             start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
@@ -46,37 +45,44 @@ class Terminal:
         os.close(inner)
 
     def send(self, text: str) -> None:
+        self._pressed = ""
         os.write(self._end, text.encode())
 
     def interrupt(self) -> None:
-        """Press Ctrl-C, and again if nothing comes of it: one that arrives between a key and Python's next wait for
-        keys is noticed only with the next key.
+        """Press Ctrl-C, and again whenever nothing comes for a while: one that arrives between a key and Python's next
+        wait for keys is noticed only with the next key.
         """
-        for _ in range(5):
-            self.send(CTRL_C)
-            if self._seen or select.select([self._end], [], [], 5)[0]:
-                return
+        self.send(CTRL_C)
+        self._pressed = CTRL_C
 
     def until(self, text: str) -> str:
         """All that is printed up to this text."""
         while text not in self._seen:
-            if not select.select([self._end], [], [], PATIENCE)[0]:
-                raise AssertionError(f"waited for {text!r}, and saw {self._seen!r}")
-            try:
-                self._seen += self._decode(os.read(self._end, 4096))
-            except OSError:  # the child has closed its end
-                raise AssertionError(f"ended before {text!r}: {self._seen!r}") from None
-            self._seen = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self._seen).replace("\r\n", "\n")
+            if (more := self._read()) is None:
+                raise AssertionError(f"ended before {text!r}: {self._seen!r}")
+            self._seen = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self._seen + more).replace("\r\n", "\n")
         before, _, self._seen = self._seen.partition(text)
         return before
 
     def end(self) -> tuple[int, str]:
         """The exit code, and what was printed last."""
         rest = ""
-        with contextlib.suppress(OSError):
-            while chunk := os.read(self._end, 4096):
-                rest += self._decode(chunk)
+        while (more := self._read()) is not None:
+            rest += more
         return self.process.wait(PATIENCE), self._seen + rest
+
+    def _read(self) -> str | None:
+        """What is printed next; None if the child has closed its end."""
+        for _ in range(PATIENCE // PAUSE):
+            if select.select([self._end], [], [], PAUSE)[0]:
+                try:
+                    read = os.read(self._end, 4096)
+                except OSError:
+                    return None
+                return self._decode(read) if read else None
+            if self._pressed:
+                os.write(self._end, self._pressed.encode())
+        raise AssertionError(f"nothing came for {PATIENCE} s, after {self._seen!r}")
 
 
 @pytest.fixture
