@@ -103,10 +103,11 @@ class Toolbox:
             found.append(_run(self._functions[call.name], call))
             over.set()
 
+        # Noted before it begins: Ctrl-C may come while it does.
+        self._begun = [*(one for one in self._begun if not one[1].is_set()), (call.name, over)]
         # A daemon, or a function that never returns would keep the program from ending. And no join: Python takes a
         # thread for ended when waiting for it is interrupted.
         threading.Thread(target=work, name=_THREAD + call.name, daemon=True).start()
-        self._begun = [*(one for one in self._begun if not one[1].is_set()), (call.name, over)]
         is_over = over.wait(self._timeout)
         return found[0] if is_over else Result(call, error=f"there was no result within {self._timeout:g} s")
 
