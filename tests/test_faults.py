@@ -20,6 +20,8 @@ from fitcoach_tune.training import checkpoint
 from .conftest import STEPS, conversation
 from .lives import SAVING, At, Lives
 
+pytestmark = pytest.mark.processes
+
 # 14 rows in steps of 8, in two micro-batches: two steps an epoch, the second with padding.
 QUICK = ["--dtype", "fp32", "--optim", "adamw", "--learning-rate", "1e-2", "--lora-r", "4", "--lora-dropout", "0.1"]
 SHORT = ["--num-train-epochs", "4", "--save-steps", "2"]
