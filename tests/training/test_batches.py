@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fitcoach_tune.training.batches import (
+    BLOCK_TOKENS,
     PADDING_ROW,
     TokenizedRow,
     batch_rows,
+    cut_blocks,
     epoch_order,
     in_order,
     pack,
@@ -85,12 +89,12 @@ def test_a_row_knows_what_is_fed_and_learnt() -> None:
 # ------------------------------------------------------------------------------------------------ packing
 
 
-def check(batch, input_ids, gather, targets, weights, rows, width) -> None:
+def check(batch, input_ids, gather, targets, weights, blocks) -> None:
     assert batch.input_ids.tolist() == input_ids
     assert batch.gather.tolist() == gather
     assert batch.targets.tolist() == targets
     assert batch.weights.tolist() == weights
-    assert (batch.rows, batch.width) == (rows, width)
+    assert batch.blocks == blocks
     dtypes = (batch.input_ids.dtype, batch.gather.dtype, batch.targets.dtype, batch.weights.dtype)
     assert dtypes == (np.int64, np.int64, np.int64, np.float32)
 
@@ -108,8 +112,7 @@ def test_two_groups_no_wider_than_needed() -> None:
         gather=[[3, 4, 7, 2], [2, 3, 5, 6]],
         targets=[[12, 13, 21, 0], [31, 32, 34, 35]],
         weights=[[1, 1, 1, 0], [1, 1, 1, 1]],
-        rows=2,
-        width=5,
+        blocks=((2, 5),),
     )
 
 
@@ -123,21 +126,56 @@ def test_two_groups_of_static_shape() -> None:
         gather=[[3, 4, 8, 2, 2, 2, 2, 2], [2, 3, 5, 6, 2, 2, 2, 2]],
         targets=[[12, 13, 21, 0, 0, 0, 0, 0], [31, 32, 34, 35, 0, 0, 0, 0]],
         weights=[[1, 1, 1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 0, 0, 0, 0]],
-        rows=2,
-        width=6,
+        blocks=((2, 6),),
     )
 
 
 def test_without_a_prefix() -> None:
     check(
         pack(ROWS[:2], np.array([1, 0]), np.array([], dtype=np.int64), groups=1),
-        input_ids=[[2, 7, 20, 0, 0, 2, 7, 10, 11, 12]],
-        gather=[[2, 8, 9]],
-        targets=[[21, 12, 13]],
+        input_ids=[[2, 7, 10, 11, 12, 2, 7, 20, 0, 0]],  # the longer row comes first
+        gather=[[3, 4, 7]],
+        targets=[[12, 13, 21]],
         weights=[[1, 1, 1]],
-        rows=2,
-        width=5,
+        blocks=((2, 5),),
     )
+
+
+def test_rows_of_like_length_share_a_block() -> None:
+    """Three long rows and thirty short ones: two blocks, the long rows first, each row padded to its block alone."""
+    long = row([2, 7, *range(100, 150)], (50, 52))
+    rows = [ROWS[1]] * 30 + [long] * 3
+    batch = pack(rows, np.arange(33), PREFIX, groups=1)
+    assert batch.blocks == ((3, 49), (30, 1))
+    assert batch.input_ids.shape == (1, 2 + 3 * 49 + 30)
+    assert batch.input_ids[0, 2 : 2 + 49].tolist() == list(range(100, 149))
+    assert batch.gather[0, :4].tolist() == [2 + 47, 2 + 48, 2 + 49 + 47, 2 + 49 + 48]
+    assert batch.gather[0, 6:].tolist() == list(range(2 + 147, 2 + 147 + 30))
+
+
+def test_blocks_are_cut_where_it_pays() -> None:
+    """A block costs `BLOCK_TOKENS`: 12 tokens of padding are not worth one, 13 are."""
+    assert BLOCK_TOKENS == 12
+    assert cut_blocks([13, 1]) == ((2, 13),)
+    assert cut_blocks([14, 1]) == ((1, 14), (1, 1))
+    assert cut_blocks([5]) == ((1, 5),)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=9))
+def test_no_other_cut_is_cheaper(widths) -> None:
+    widths = sorted(widths, reverse=True)
+
+    def cost(blocks) -> int:
+        return sum(rows * width + BLOCK_TOKENS for rows, width in blocks)
+
+    others = []
+    for edges in itertools.product([False, True], repeat=len(widths) - 1):
+        cuts = [0, *(i + 1 for i, cut in enumerate(edges) if cut), len(widths)]
+        others.append([(end - start, widths[start]) for start, end in itertools.pairwise(cuts)])
+    chosen = cut_blocks(widths)
+    assert sum(rows for rows, _ in chosen) == len(widths)
+    assert cost(chosen) == min(map(cost, others))
 
 
 @pytest.mark.parametrize("static", [None, (5, 4)])
@@ -175,24 +213,30 @@ def test_following_the_states_recovers_what_each_row_learns(made) -> None:
     rows, prefix, chosen, groups, is_static = made
     static = (suffix_width(rows, len(prefix)), target_width(rows)) if is_static else None
     batch = pack(rows, chosen, prefix, groups, static)
-    length = len(prefix) + batch.rows * batch.width
-    assert batch.input_ids.shape == (groups, length)
+    widths = [width for rows, width in batch.blocks for _ in range(rows)]
+    begins = np.cumsum([len(prefix), *widths])
+    assert batch.input_ids.shape == (groups, begins[-1])
     assert (batch.input_ids[:, : len(prefix)] == prefix).all()
     assert batch.weights.sum() == supervised_count(rows, chosen)
 
     found: dict[int, list] = {slot: [] for slot in range(len(chosen))}
     for (group, i), at in np.ndenumerate(batch.gather):
         place, target, weight = int(at), batch.targets[group, i], batch.weights[group, i]
-        slot, offset = divmod(place - len(prefix), batch.width)
-        assert 0 <= slot < batch.rows  # a state of the shared prefix belongs to no row
+        slot = int(np.searchsorted(begins, place, side="right")) - 1
+        assert 0 <= slot < len(widths)  # a state of the shared prefix belongs to no row
         if weight:
-            seen = batch.input_ids[group, place - offset : place + 1].tolist()
-            found[group * batch.rows + slot].append((seen, int(target)))
-    for slot, index in enumerate(chosen):
-        # Each supervised token is predicted by the state that has seen all of its row before it, and nothing more.
-        wanted = [] if index == PADDING_ROW else rows[index].supervised.tolist()
+            seen = batch.input_ids[group, begins[slot] : place + 1].tolist()
+            found[group * len(widths) + slot].append((seen, int(target)))
+    # Each supervised token is predicted by the state that has seen all of its row before it, and nothing more.
+    wanted = []
+    for index in chosen:
+        supervised = [] if index == PADDING_ROW else rows[index].supervised.tolist()
         ids = rows[index].input_ids.tolist()
-        assert found[slot] == [(ids[len(prefix) : at], ids[at]) for at in wanted]
+        wanted.append([(ids[len(prefix) : at], ids[at]) for at in supervised])
+    if groups == 1 and not static:  # rows are sorted into blocks
+        assert sorted(found.values()) == sorted(wanted)
+    else:
+        assert list(found.values()) == wanted
     if static:
         assert batch.gather.shape == (groups, len(chosen) // groups * static[1])
 

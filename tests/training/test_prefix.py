@@ -116,6 +116,20 @@ def test_several_spans_per_row(make_tiny):
     assert_same((expected, gradients(model, expected)), (actual, gradients(model, actual)))
 
 
+@pytest.mark.parametrize(("prefix_length", "window"), [(0, 512), (40, 512), (40, 30)])
+def test_several_blocks_of_rows(make_tiny, prefix_length, window):
+    """Rows of unlike length stand in blocks of their own width, in and past the sliding window."""
+    model = with_lora(make_tiny(window=window))
+    rng = np.random.default_rng(6)
+    head, short = make_rows(rng, prefix_length, rows=20, longest=12)
+    rows = [*short[:10], *(batches.TokenizedRow(np.concatenate([head, r.input_ids[prefix_length:]]), r.spans)
+                           for r in make_rows(rng, prefix_length, rows=3, longest=120)[1]), *short[10:]]  # fmt: skip
+    assert len(batches.pack(rows, np.arange(len(rows)), head, groups=1).blocks) > 1
+    expected = plain_step(model, rows)
+    actual = packed_step(model, rows, head, groups=1)
+    assert_same((expected, gradients(model, expected)), (actual, gradients(model, actual)))
+
+
 @pytest.mark.parametrize("groups", [1, 2, 8])
 def test_groups_and_static_padding_change_nothing(make_tiny, groups):
     model = with_lora(make_tiny())

@@ -14,6 +14,9 @@ import numpy as np
 
 PADDING_ROW = -1
 
+# What a block of rows costs beside its tokens, in tokens: the kernels that attention runs for it.
+BLOCK_TOKENS = 12
+
 
 @dataclass(frozen=True)
 class TokenizedRow:
@@ -43,19 +46,18 @@ class PackedBatch:
     """A micro-batch for one process.
 
     Attributes:
-        input_ids: int64 [G, P + R·S].
+        input_ids: int64 [G, P + T], the T suffix tokens of a group being those of its blocks, one after the other.
         gather: int64 [G, N], positions in the group whose states predict a supervised token.
         targets: int64 [G, N], those tokens.
         weights: float32 [G, N]; 0 for padding.
-        rows: R, rows per group; width: S, tokens per suffix.
+        blocks: (R, S) of each block: R rows whose suffixes are padded to S tokens.
     """
 
     input_ids: np.ndarray
     gather: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
-    rows: int
-    width: int
+    blocks: tuple[tuple[int, int], ...]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the arrays by name."""
@@ -121,6 +123,22 @@ def target_width(data: Sequence[TokenizedRow]) -> int:
     return max(len(row.supervised) for row in data)
 
 
+def cut_blocks(widths: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """Cut rows, given by falling width in tokens, into blocks of (rows, width) so that the least is computed.
+
+    A block costs the tokens that it is padded to and `BLOCK_TOKENS` for its own kernels; the best cut is found by
+    dynamic programming over the rows.
+    """
+    best: list[tuple[int, tuple[tuple[int, int], ...]]] = [(0, ())]
+    for end in range(1, len(widths) + 1):
+        starts = [start for start in range(end) if start == 0 or widths[start] < widths[start - 1]]
+        costs = [best[start][0] + (end - start) * widths[start] + BLOCK_TOKENS for start in starts]
+        cost = min(costs)
+        start = starts[costs.index(cost)]
+        best.append((cost, (*best[start][1], (end - start, widths[start]))))
+    return best[-1][1]
+
+
 def pack(
     data: Sequence[TokenizedRow],
     chosen: np.ndarray,
@@ -130,14 +148,21 @@ def pack(
 ) -> PackedBatch:
     """Pack the rows `chosen` ([G · R], `PADDING_ROW` allowed) behind their shared `prefix` (int [P]).
 
+    A single group's rows are sorted by length into blocks, so that little is computed for padding. Several groups are
+    one tensor, and have one block of their longest row's width.
+
     Args:
-        static: (suffix width, targets per row) to pad to, where every batch must have the same shapes; by default no
-            wider than the batch needs.
+        static: (suffix width, targets per row) to pad to, where every batch must have the same shapes.
     """
     per_group, start = len(chosen) // groups, len(prefix)
-    real = [data[i] for i in chosen if i != PADDING_ROW]
-    width = static[0] if static else max((row.end - start for row in real), default=1)
-    ids = np.zeros((groups, start + per_group * width), dtype=np.int64)
+    needs = np.array([1 if i == PADDING_ROW else data[i].end - start for i in chosen])
+    if static is None and groups == 1:
+        order = np.argsort(-needs, kind="stable")
+        chosen, blocks = chosen[order], cut_blocks(needs[order].tolist())
+    else:
+        blocks = ((per_group, static[0] if static else int(needs.max())),)
+    begins = np.cumsum([start, *(width for rows, width in blocks for _ in range(rows))])
+    ids = np.zeros((groups, begins[-1]), dtype=np.int64)
     ids[:, :start] = prefix
     counts = [sum(len(data[i].supervised) for i in part if i != PADDING_ROW) for part in chosen.reshape(groups, -1)]
     shape = (groups, per_group * static[1] if static else max(counts))
@@ -148,7 +173,7 @@ def pack(
         if index == PADDING_ROW:
             continue
         group, place = divmod(slot, per_group)
-        row, at = data[index], start + place * width
+        row, at = data[index], begins[place]
         ids[group, at : at + row.end - start] = row.input_ids[start : row.end]
         taken = slice(filled[group], filled[group] + len(row.supervised))
         # The state before a token predicts it.
@@ -156,4 +181,4 @@ def pack(
         targets[group, taken] = row.input_ids[row.supervised]
         filled[group] = taken.stop
     weights = (np.arange(shape[1]) < np.array(filled)[:, None]).astype(np.float32)
-    return PackedBatch(ids, gather, targets, weights, per_group, width)
+    return PackedBatch(ids, gather, targets, weights, blocks)

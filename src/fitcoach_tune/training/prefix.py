@@ -1,7 +1,7 @@
 """The shared-prefix forward pass: the tokens that all rows have in common are computed once per step, with gradients.
 
 A packed batch holds G groups (one per device). A group is one sequence that starts with the P tokens of the shared
-prefix and goes on with R row suffixes of S tokens each:
+prefix and goes on with row suffixes, in blocks of R rows that are padded to S tokens each:
 
     [ prefix: 0 … P-1 | row 0: P … P+S-1 | row 1: P … P+S-1 | … ]        (the numbers are position ids)
 
@@ -14,6 +14,7 @@ to step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ATTENTION_NAME = "fitcoach_shared_prefix"
+
+# On a CPU, up to this many tokens attend faster as one product over all heads than in torch's blockwise kernel.
+CPU_PRODUCT = 1024
 
 
 def attend(
@@ -57,67 +61,91 @@ def attend(
 
 
 @dataclass(frozen=True)
+class Block:
+    """R rows of a packed batch whose suffixes have the same width of S tokens, with the masks that they need.
+
+    Attributes:
+        rows: R; width: S, padding included.
+        causal: bool [S, P+S], what a suffix token sees in full-attention layers (prefix first, then its own row).
+        sliding: the same for sliding-window layers.
+    """
+
+    rows: int
+    width: int
+    causal: Tensor
+    sliding: Tensor
+
+
+@dataclass(frozen=True)
 class Packing:
     """The shape of a packed batch, with the masks that it needs.
 
     Attributes:
         prefix: P, tokens of the shared prefix; may be 0.
-        rows: R, row suffixes per group.
-        width: S, tokens per suffix, padding included.
-        causal: bool [S, P+S], what a suffix token sees in full-attention layers (prefix first, then its own row).
-        sliding: the same for sliding-window layers.
+        blocks: the rows behind it.
         sliding_prefix: bool [P, P] for sliding-window layers, or None while the prefix fits the window.
     """
 
     prefix: int
-    rows: int
-    width: int
-    causal: Tensor
-    sliding: Tensor
+    blocks: tuple[Block, ...]
     sliding_prefix: Tensor | None
 
     @classmethod
-    def build(cls, prefix: int, rows: int, width: int, window: int, device: torch.device | str = "cpu") -> Packing:
-        """Make the masks for these sizes. `window` is the model's sliding window in tokens, the own token included."""
-        keys = torch.arange(prefix + width, device=device)
-        suffix = keys[prefix:, None]
-        causal = keys <= suffix
-        sliding = causal & (keys > suffix - window)
-        return cls(prefix, rows, width, causal, sliding, sliding_mask(prefix, window, device))
+    def build(
+        cls, prefix: int, blocks: Sequence[tuple[int, int]], window: int, device: torch.device | str = "cpu"
+    ) -> Packing:
+        """Make the masks for blocks of (rows, width). `window` is the model's sliding window in tokens, the own token
+        included.
+        """
+        made = []
+        for rows, width in blocks:
+            keys = torch.arange(prefix + width, device=device)
+            suffix = keys[prefix:, None]
+            causal = keys <= suffix
+            made.append(Block(rows, width, causal, causal & (keys > suffix - window)))
+        return cls(prefix, tuple(made), sliding_mask(prefix, window, device))
 
     def position_ids(self, groups: int) -> Tensor:
-        """Position ids [G, P + R·S]: those of the prefix once, then P … P+S-1 for every row."""
-        device = self.causal.device
-        own = torch.arange(self.prefix, self.prefix + self.width, device=device).repeat(self.rows)
-        return torch.cat([torch.arange(self.prefix, device=device), own]).expand(groups, -1)
+        """Position ids [G, P + T]: those of the prefix once, then P … P+S-1 for every row."""
+        device, prefix = self.blocks[0].causal.device, self.prefix
+        own = [torch.arange(prefix, prefix + b.width, device=device).repeat(b.rows) for b in self.blocks]
+        return torch.cat([torch.arange(prefix, device=device), *own]).expand(groups, -1)
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, layer: int, scale: float, sliding: bool) -> Tensor:
-        """Attention over a packed batch: query [G, heads, P + R·S, D], key and value with the number of key heads.
+        """Attention over a packed batch: query [G, heads, P + T, D], key and value with the number of key heads.
 
-        Returns [G, P + R·S, heads, D].
+        Returns [G, P + T, heads, D].
         """
-        groups, heads, length, dim = query.shape
+        groups, heads, _, dim = query.shape
         key_heads, prefix = key.shape[1], self.prefix
-        by_row = (groups, key_heads, heads // key_heads, self.rows, self.width, dim)
-        suffix_query = query[:, :, prefix:].reshape(by_row).transpose(2, 3)
-        own_shape = (groups, key_heads, self.rows, self.width, dim)
-        suffix = attend(
-            suffix_query,
-            (key[:, :, :prefix], value[:, :, :prefix]),
-            (key[:, :, prefix:].reshape(own_shape), value[:, :, prefix:].reshape(own_shape)),
-            self.sliding if sliding else self.causal,
-            scale,
-        )
-        suffix = suffix.permute(0, 2, 4, 1, 3, 5).reshape(groups, length - prefix, heads, dim)
-        if not prefix:
-            return suffix
-        mask = self.sliding_prefix if sliding else None
-        head = causal_attention(query[:, :, :prefix], key[:, :, :prefix], value[:, :, :prefix], mask, scale)
-        return torch.cat([head.transpose(1, 2), suffix], dim=1)
+        shared = key[:, :, :prefix], value[:, :, :prefix]
+        outs = []
+        if prefix:
+            mask = self.sliding_prefix if sliding else None
+            outs.append(causal_attention(query[:, :, :prefix], *shared, mask, scale).transpose(1, 2))
+        sizes = [prefix, *(block.rows * block.width for block in self.blocks)]
+        parts = zip(*(tensor.split(sizes, 2)[1:] for tensor in (query, key, value)), strict=True)
+        for block, (q, k, v) in zip(self.blocks, parts, strict=True):
+            rows, width = block.rows, block.width
+            out = attend(
+                q.reshape(groups, key_heads, heads // key_heads, rows, width, dim).transpose(2, 3),
+                shared,
+                (k.reshape(groups, key_heads, rows, width, dim), v.reshape(groups, key_heads, rows, width, dim)),
+                block.sliding if sliding else block.causal,
+                scale,
+            )
+            outs.append(out.permute(0, 2, 4, 1, 3, 5).reshape(groups, rows * width, heads, dim))
+        return torch.cat(outs, dim=1) if len(outs) > 1 else outs[0]
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
     """Plain causal attention of a sequence to itself: query [G, heads, P, D] → [G, heads, P, D]; `mask` bool [P, P]."""
+    if query.device.type == "cpu" and query.shape[2] <= CPU_PRODUCT:
+        groups, heads, length, dim = query.shape
+        by_row = query.reshape(groups, key.shape[1], 1, heads // key.shape[1], length, dim)
+        mask = torch.ones(length, length, dtype=torch.bool).tril() if mask is None else mask
+        nothing = key[:, :, :0], value[:, :, :0]
+        return attend(by_row, nothing, (key[:, :, None], value[:, :, None]), mask, scale).view(query.shape)
     return F.scaled_dot_product_attention(
         query,
         key,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fitcoach_tune.training.batches import PackedBatch
 from fitcoach_tune.training.loss import head_loss
+from fitcoach_tune.training.norm import use_lean_norms
 from fitcoach_tune.training.prefix import Packing, hidden_states, use_layouts
 
 
@@ -18,6 +19,7 @@ class PackedLoss(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         use_layouts(model)
+        use_lean_norms(model)
         self.model = model
 
     def forward(self, input_ids: Tensor, gather: Tensor, targets: Tensor, weights: Tensor, packing: Packing) -> Tensor:
@@ -31,4 +33,4 @@ class PackedLoss(nn.Module):
 def inputs(batch: PackedBatch, prefix: int, window: int, put: Callable[[np.ndarray], Tensor]) -> tuple:
     """The arguments of `PackedLoss.forward` for a batch; `put` brings an array onto the device."""
     tensors = [put(array) for array in (batch.input_ids, batch.gather, batch.targets, batch.weights)]
-    return *tensors, Packing.build(prefix, batch.rows, batch.width, window, tensors[0].device)
+    return *tensors, Packing.build(prefix, batch.blocks, window, tensors[0].device)
