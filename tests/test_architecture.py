@@ -18,7 +18,20 @@ PACKAGE = "fitcoach_tune"
 # From the bottom up; a module belongs to the longest name that it starts with. What is not named here is a verb.
 LAYERS = (
     ("errors", "files", "console", "config", "strict_json", "training.names"),
-    ("functiongemma", "gold", "dataset", "tool", "tools", "fitness", "hub", "models", "runs", "splits"),
+    (
+        "functiongemma",
+        "gold",
+        "dataset",
+        "tool",
+        "tools",
+        "builtin",
+        "fitness",
+        "logbook",
+        "hub",
+        "models",
+        "runs",
+        "splits",
+    ),
     ("backends", "training", "evaluate"),
     (
         *("prepare", "prepared_set", "train", "plan", "infer", "inference", "push", "publish", "show"),

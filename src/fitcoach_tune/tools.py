@@ -16,11 +16,10 @@ import re
 import sys
 from pathlib import Path
 
+from fitcoach_tune import builtin
 from fitcoach_tune.errors import DataError
 from fitcoach_tune.strict_json import Flaw, find_flaw, kind, parse_cell, parse_json, quote
 from fitcoach_tune.tool_checks import CallChecker
-
-BUILTIN = "builtin:fitness"
 
 _MODULE_OBJECT = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -29,10 +28,10 @@ def read_tools(source: str) -> list[dict]:
     """Loads tools.
 
     Args:
-        source: `builtin:fitness`, the path of a JSON file (a list of tools, a single tool, or `{"tools": […]}`), or
-            `module:object`, where the object is a Python function or a schema, or a list of those. The module is
-            imported, with the working directory on the path while that lasts; functions become schemas with
-            `transformers.utils.get_json_schema`.
+        source: a built-in example (`builtin:fitness`), the path of a JSON file (a list of tools, a single tool, or
+            `{"tools": […]}`), or `module:object`, where the object is a Python function or a schema, or a list of
+            those. The module is imported, with the working directory on the path while that lasts; functions become
+            schemas with `transformers.utils.get_json_schema`.
 
     Returns:
         tools in the common form, checked: each can be carried by the wire format and is valid JSON Schema.
@@ -40,17 +39,15 @@ def read_tools(source: str) -> list[dict]:
     Raises:
         DataError: there is no such file, module or object, or what it holds are not usable tools.
     """
-    if source == BUILTIN:
-        from fitcoach_tune import fitness
-
-        loaded: object = fitness.tools()
+    if source in builtin.NAMES:
+        loaded: object = builtin.tools(source)
     elif source.lower().endswith(".json") or local_path(source)[1]:
         loaded = _json_file(source)
     elif _MODULE_OBJECT.fullmatch(source) and not source.startswith("builtin:"):
         loaded = _module_object(source)
     else:
         what = f"cannot tell what tools {quote(source)} means"
-        raise DataError(what, hint=f"give a .json file, module:object or {BUILTIN}")
+        raise DataError(what, hint=f"give a .json file, module:object or one of {', '.join(builtin.NAMES)}")
     try:
         tools = normalise_tools(loaded)
     except Flaw as flaw:

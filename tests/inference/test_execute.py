@@ -11,11 +11,12 @@ import types
 
 import pytest
 
+from fitcoach_tune.builtin import FITNESS
 from fitcoach_tune.console import SILENT
 from fitcoach_tune.errors import ConfigError, DataError
 from fitcoach_tune.functiongemma import Call
 from fitcoach_tune.inference.execute import Result, Toolbox, find_toolbox
-from fitcoach_tune.tools import BUILTIN, read_tools
+from fitcoach_tune.tools import read_tools
 from tests.conftest import tool
 
 DAYS = {"days": {"type": "integer", "description": "How many days back."}}
@@ -259,7 +260,7 @@ def test_a_file_has_no_functions(tmp_path):
 def test_an_adapter_has_no_functions_but_the_coach_s():
     with pytest.raises(ConfigError, match="--tools module:object"):
         find_toolbox([tool("go")], None, 30, None, SILENT)
-    trained_with = read_tools(BUILTIN)
+    trained_with = read_tools(FITNESS)
     trained_with[0]["function"]["parameters"].pop("required")  # the model sees no difference
     assert find_toolbox(trained_with, None, 30, None, SILENT).run(Call("get_steps", {})).value == 8421
     with pytest.raises(ConfigError, match="not the functions"):
@@ -270,8 +271,8 @@ def test_the_day_s_data_are_the_coach_s(module, tmp_path):
     with pytest.raises(ConfigError, match="other tools are run"):
         find_toolbox(read_tools("some_home:go"), "some_home:go", 30, "day.json", SILENT)
     with pytest.raises(DataError, match="cannot be read"):
-        find_toolbox(read_tools(BUILTIN), BUILTIN, 30, str(tmp_path / "none.json"), SILENT)
+        find_toolbox(read_tools(FITNESS), FITNESS, 30, str(tmp_path / "none.json"), SILENT)
     (tmp_path / "day.json").write_text('{"steps": 12}')
-    box = find_toolbox(read_tools(BUILTIN), BUILTIN, 30, str(tmp_path / "day.json"), SILENT)
+    box = find_toolbox(read_tools(FITNESS), FITNESS, 30, str(tmp_path / "day.json"), SILENT)
     assert box.run(Call("get_steps", {})).value == 12
     assert box.run(Call("get_heart_rate", {})).error == "LookupError: the day's data has no heart_rate"

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from fitcoach_tune import functiongemma
+from fitcoach_tune import builtin, functiongemma
 from fitcoach_tune.dataset.bfcl import LeftOut
 from fitcoach_tune.dataset.containers import file_hash, open_rows
 from fitcoach_tune.dataset.forms import ACCEPTABLE, read_row
@@ -25,7 +25,7 @@ from fitcoach_tune.functiongemma import Call
 from fitcoach_tune.gold import Gold
 from fitcoach_tune.strict_json import Flaw
 from fitcoach_tune.tool_checks import CallChecker
-from fitcoach_tune.tools import BUILTIN, read_tools
+from fitcoach_tune.tools import read_tools
 
 __all__ = ["Example", "Source", "file_hash", "read_examples", "read_tools", "validate"]
 
@@ -88,7 +88,7 @@ def read_examples(
     """Reads all rows of `source`.
 
     Args:
-        source: `builtin:fitness`; the path of a .jsonl, .json or .parquet file; a folder that
+        source: a built-in example (`builtin:fitness`); the path of a .jsonl, .json or .parquet file; a folder that
             `datasets.save_to_disk` wrote; or a Hub dataset, `user/name` or `user/name@revision`. Without a network, a
             Hub dataset is read as it was last loaded on this machine, which a note says.
         tools: for rows that have none of their own.
@@ -100,8 +100,8 @@ def read_examples(
         AccessError: a Hub dataset is not there, may not be read, or cannot be reached.
         ConfigError: the Hub does not allow such an id.
     """
-    if tools is None and source == BUILTIN:
-        tools = read_tools(BUILTIN)
+    if tools is None and source in builtin.NAMES:
+        tools = read_tools(source)
     counts: Counter[str] = Counter()
     rows = open_rows(source, revision, split, counts)
     cache = ToolCache(counts)

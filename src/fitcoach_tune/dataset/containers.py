@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fitcoach_tune import hub
+from fitcoach_tune import builtin, hub
 from fitcoach_tune.dataset import bfcl
 from fitcoach_tune.dataset.forms import COLUMNS, FORMS_TEXT
 from fitcoach_tune.errors import AccessError, DataError
 from fitcoach_tune.strict_json import Flaw, decode_json, find_flaw, kind, parse_json, quote
-from fitcoach_tune.tools import BUILTIN, local_path
+from fitcoach_tune.tools import local_path
 
 if TYPE_CHECKING:
     import datasets
@@ -57,11 +57,9 @@ class Rows:
 
 def open_rows(source: str, revision: str | None, split: str | None, counts: Counter[str]) -> Rows:
     """Opens a source of any kind, told by its name and by what is on disk. Raises `DataError`, `AccessError`."""
-    if source == BUILTIN:
-        from fitcoach_tune import fitness
-
+    if source in builtin.NAMES:
         _no_choice(source, revision=revision, split=split)
-        return _open_file(Path(fitness.rows_path()), source, BUILTIN, counts)
+        return _open_file(builtin.rows_path(source), source, source, counts)
     path, exists = local_path(source)
     if exists or path.suffix.lower() in _SUFFIXES or source.startswith(("./", "../", "/", "~")):
         if not exists:
@@ -73,7 +71,7 @@ def open_rows(source: str, revision: str | None, split: str | None, counts: Coun
         return _open_file(path, source, path.name, counts)
     name, _, given = source.partition("@")
     if not _HUB_ID.fullmatch(name):
-        hint = f"give {BUILTIN}, a {_SUFFIXES_TEXT} file, a saved dataset's folder, or a Hub id like user/name"
+        hint = f"give {builtin.FITNESS}, a {_SUFFIXES_TEXT} file, a saved dataset's folder, or a Hub id like user/name"
         raise DataError(f"cannot tell what rows {quote(source)} means", hint=hint)
     if given and revision and given != revision:
         raise DataError(f"two revisions are asked for: {given} and {revision}", where=source, hint="give one of them")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fitcoach_tune import functiongemma
+from fitcoach_tune.builtin import FITNESS
 from fitcoach_tune.errors import ConfigError
 from fitcoach_tune.functiongemma import Call
 from fitcoach_tune.functiongemma.tokens import ANY_CONTROL_TOKEN
@@ -25,7 +26,7 @@ from fitcoach_tune.inference.loading import same_declarations
 from fitcoach_tune.inference.wording import undeclared
 from fitcoach_tune.strict_json import Flaw, parse_json, shorten
 from fitcoach_tune.tool_checks import CallChecker
-from fitcoach_tune.tools import BUILTIN, read_tools
+from fitcoach_tune.tools import read_tools
 
 if TYPE_CHECKING:
     from fitcoach_tune.console import Console
@@ -35,7 +36,7 @@ TIMEOUT = 30.0
 """Seconds that a function may take, unless the user says otherwise."""
 _LONGEST_ERROR = 500
 _THREAD = "tool "
-_NEEDS_FUNCTIONS = f"give --tools module:object, where the object is a list of functions, or --tools {BUILTIN}"
+_NEEDS_FUNCTIONS = f"give --tools module:object, where the object is a list of functions, or --tools {FITNESS}"
 
 
 @dataclass(frozen=True)
@@ -187,7 +188,7 @@ def find_toolbox(
         ConfigError: there are no functions behind them, or `fitness_data` is given and others are run.
         DataError: the day's data cannot be read.
     """
-    if source == BUILTIN or (source is None and same_declarations(tools, read_tools(BUILTIN))):
+    if source == FITNESS or (source is None and same_declarations(tools, read_tools(FITNESS))):
         from fitcoach_tune.fitness.provider import SENTENCES, Provider
 
         if fitness_data is None:
