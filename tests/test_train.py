@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from fitcoach_tune import config as configuration
 
-from .conftest import QUICK, STEPS, conversation
+from .conftest import QUICK, SLEEP, STEPS, conversation
 
 
 @pytest.fixture
@@ -253,6 +253,38 @@ def test_two_processes_give_the_same_adapter_as_one(train, run_cli, tiny_base, r
     evaluated = [[e["eval_loss"] for e in r["training"]["eval_losses"]] for r in records]
     assert evaluated[1] == pytest.approx(evaluated[0], rel=1e-5)
     assert done.stdout.strip() == "two"
+
+
+def test_tools_that_vary(train, rows_file, tmp_path):
+    """A run with its tools in another order in each step, and one hidden in some, is not the run without."""
+    with rows_file.open("a") as file:
+        for word in ("lamp", "door", "song"):
+            row = {"messages": conversation(f"{word} please", text="I cannot do that."), "tools": [STEPS, SLEEP]}
+            file.write(json.dumps(row) + "\n")
+    losses = {}
+    for name, flags in {
+        "plain": [],
+        "shuffled": ["--shuffle-tools"],
+        "hidden": ["--shuffle-tools", "--tool-dropout", "0.9"],
+    }.items():
+        train(*flags, "--force", "-q", check=True)
+        lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+        losses[name] = [json.loads(line)["loss"] for line in lines]
+    assert losses["plain"] != losses["shuffled"] != losses["hidden"] != losses["plain"]
+    resolved = configuration.load_config(str(tmp_path / "run" / "config.resolved.yaml"))
+    assert (resolved.shuffle_tools, resolved.tool_dropout) == (True, 0.9)
+
+
+def test_a_tool_is_hidden_only_from_rows_that_can_refuse(train, rows_file, tmp_path):
+    done = train("--tool-dropout", "0.1")
+    assert done.returncode == 2
+    assert "--tool-dropout: no training row is answered in words" in done.stderr
+    with rows_file.open("a") as file:
+        file.write(json.dumps({"messages": conversation("hi?", text="Hello."), "tools": [STEPS]}) + "\n")
+    done = train("--shuffle-tools")
+    assert done.returncode == 2
+    assert "--shuffle-tools: the rows do not share their tools" in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_options_the_recipe_is_the_original_s(run_cli, tmp_path):

@@ -47,6 +47,8 @@ _TRAINING = (
     "warmup_ratio",
     "weight_decay",
     "max_grad_norm",
+    "shuffle_tools",
+    "tool_dropout",
     "report_to",
     "price_per_hour",
 )

@@ -85,6 +85,10 @@ class Config(BaseModel):
     lr_scheduler_type: Literal["constant", "cosine", "linear"] = Field("constant", description="Shape after warm-up.")
     warmup_ratio: float = Field(0.0, ge=0, lt=1, description="Share of the steps over which the rate rises from 0.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay.")
+    shuffle_tools: bool = Field(False, description="Show the tools in another order in each step.")
+    tool_dropout: float = Field(
+        0.0, ge=0, lt=1, description="Probability that a step hides a tool; rows that call it learn to refuse."
+    )
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 switches it off.")
     report_to: Literal["none", "tensorboard", "trackio"] = Field("none", description="Where metrics go as well.")
     price_per_hour: float | None = Field(None, ge=0, description="Price of the machine, to state what the run cost.")

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fitcoach_tune.backends.base import Backend
+    from fitcoach_tune.dataset import Example
     from fitcoach_tune.models import Base
     from fitcoach_tune.prepared_set import PreparedSet
     from fitcoach_tune.training.checkpoint import Checkpoint, Snapshot
     from fitcoach_tune.training.core import Trainer
     from fitcoach_tune.training.metrics import StepMetrics
+    from fitcoach_tune.training.variation import Variation
 
 
 class Clock:
@@ -220,8 +222,48 @@ def build(
         target_modules=list(config.target_modules),
         seed=config.seed,
     )
-    data = TrainingData(prepared.train, prepared.test, prepared.prefix, lambda row: prepared.train.example(row).origin)
+    data = TrainingData(
+        prepared.train,
+        prepared.test,
+        prepared.prefix,
+        lambda row: prepared.train.example(row).origin,
+        make_variation(config, prepared, backend),
+    )
     return Trainer(model, config, data, backend, start), parameters
+
+
+def make_variation(config: Config, prepared: PreparedSet, backend: Backend) -> Variation | None:
+    """How the prompt's tools are to vary from step to step; None if they are not.
+
+    Raises:
+        ConfigError: the rows, or the device, do not allow it; says why.
+    """
+    from fitcoach_tune.training.variation import Variation, common_refusal, declarations
+
+    if not (config.shuffle_tools or config.tool_dropout):
+        return None
+    where = "--tool-dropout" if config.tool_dropout else "--shuffle-tools"
+    names = [tool["function"]["name"] for tool in prepared.toolsets[0]]
+    if len(prepared.toolsets) > 1 or len(declarations(prepared.prefix)) != len(names):
+        raise ConfigError("the rows do not share their tools", where=where, hint="leave it out")
+    if not config.tool_dropout:
+        return Variation(config.seed, config.shuffle_tools)
+    if backend.compiled:
+        raise ConfigError("it changes a compiled prompt's length", where=where, hint="leave it out on this device")
+    calls = [called_functions(prepared.train.example(i)) for i in range(len(prepared.train))]
+    refusal = common_refusal(prepared.train, calls)
+    if refusal is None:
+        raise ConfigError(
+            "no training row is answered in words, from which to learn how to refuse",
+            where=where,
+            hint="add rows that no tool serves, or leave it out",
+        )
+    return Variation(config.seed, config.shuffle_tools, config.tool_dropout, tuple(names), calls, refusal)
+
+
+def called_functions(example: Example) -> frozenset[str]:
+    """The names of all functions that a conversation calls."""
+    return frozenset(call["function"]["name"] for message in example.messages for call in message.get("tool_calls", ()))
 
 
 def describe_plan(config: Config, prepared: PreparedSet, trainer: Trainer, parameters: int) -> str:

@@ -139,7 +139,7 @@ def shardings(backend: Any) -> tuple[dict, dict]:
         tensor = backend._send(torch.from_numpy(array), ("fsdp", None), minibatch=True)
         return {"sharding": of(tensor), "equal": bool((tensor.cpu().numpy() == array).all())}
 
-    packed = trainer._pack(trainer.data.train, np.arange(MICRO))[0]
+    packed = trainer._pack(trainer.data.train, trainer.data.prefix, np.arange(MICRO))[0]
     names = {id(p): name for name, p in trainer.model.named_parameters()}
     return {
         "parameters": {name: of(p) for name, p in trainer.model.named_parameters()},
@@ -147,7 +147,7 @@ def shardings(backend: Any) -> tuple[dict, dict]:
         "state": {
             f"{names[id(p)]}.{key}": of(value) for p, s in trainer.optimizer.state.items() for key, value in s.items()
         },
-        "inputs": [of(tensor) for tensor in trainer._inputs(packed)[:4]],
+        "inputs": [of(tensor) for tensor in trainer._inputs(packed, len(trainer.data.prefix))[:4]],
         "host_slice": host_slice(),
         "wrapped": sorted(name for name, m in trainer.loss.named_modules() if "FullySharded" in type(m).__name__),
         "checkpointed": sorted(

@@ -24,6 +24,7 @@ from fitcoach_tune.training.batches import PADDING_ROW, PackedBatch, TokenizedRo
 from fitcoach_tune.training.checkpoint import Snapshot
 from fitcoach_tune.training.metrics import StepMetrics
 from fitcoach_tune.training.step import PackedLoss, inputs
+from fitcoach_tune.training.variation import Variation
 
 
 @dataclass(frozen=True)
@@ -34,12 +35,20 @@ class TrainingData:
         train, test: tokenized rows; `test` may be empty.
         prefix: int [P], the tokens that all rows start with.
         origin: where a training row, by its number, came from, for messages.
+        variation: how the prompt's tools vary from step to step, if they do.
     """
 
     train: Sequence[TokenizedRow]
     test: Sequence[TokenizedRow]
     prefix: np.ndarray
     origin: Callable[[int], str] | None = None
+    variation: Variation | None = None
+
+    def at(self, step: int) -> tuple[Sequence[TokenizedRow], np.ndarray]:
+        """The training rows and their prefix as a step, counted from 0, sees them."""
+        if self.variation is None:
+            return self.train, self.prefix
+        return self.variation.view(step, self.train, self.prefix)
 
     def static_shape(self) -> tuple[int, int]:
         """(suffix width, targets per row) that every row fits."""
@@ -220,11 +229,12 @@ class Trainer:
         """One optimizer step (counted from 0). Nothing is read back from a compiled backend."""
         epoch, in_epoch = divmod(step, self.plan.steps_per_epoch)
         rows = batches.batch_rows(len(self.data.train), self.plan.batch_size, self.config.seed, epoch, in_epoch)
-        count = batches.supervised_count(self.data.train, rows)
+        data, prefix = self.data.at(step)
+        count = batches.supervised_count(data, rows)
         rate = optim.learning_rate(self.config, step, self.plan.steps)
-        packed = self._pack(self.data.train, rows, self.config.gradient_accumulation_steps)
+        packed = self._pack(data, prefix, rows, self.config.gradient_accumulation_steps)
         with self.backend.graph("training", f"step {step + 1}", packed[0].shapes()):
-            sent = SentStep(step, *self._gradients(step, packed, count), rows, count, rate)
+            sent = SentStep(step, *self._gradients(step, packed, len(prefix), count), rows, count, rate)
             if not self.backend.compiled:
                 sent = replace(sent, values=self._fetch(sent))  # before the update, which could spoil the weights
             if update:
@@ -247,7 +257,7 @@ class Trainer:
         epoch = (sent.step + 1) / self.plan.steps_per_epoch
         return StepMetrics(sent.step + 1, epoch, loss, norm, sent.rate, speed, sent.count)
 
-    def _gradients(self, step: int, packed: Sequence[PackedBatch], count: int) -> tuple[Tensor, Tensor]:
+    def _gradients(self, step: int, packed: Sequence[PackedBatch], prefix: int, count: int) -> tuple[Tensor, Tensor]:
         """Accumulate the step's gradients and clip them; returns its summed loss and the norm before clipping."""
         backend, config = self.backend, self.config
         self.model.train()
@@ -256,7 +266,7 @@ class Trainer:
         for micro, batch in enumerate(packed):
             backend.seed(config.seed, step, micro)
             with backend.accumulating(self.loss, last=micro == len(packed) - 1):
-                summed = self.loss(*self._inputs(batch))
+                summed = self.loss(*self._inputs(batch, prefix))
                 (summed * scale).backward()
             total += summed.detach()
         limit = config.max_grad_norm or math.inf
@@ -275,14 +285,16 @@ class Trainer:
             )
         return loss, norm
 
-    def _pack(self, data: Sequence[TokenizedRow], rows: np.ndarray, micros: int = 1) -> list[PackedBatch]:
+    def _pack(
+        self, data: Sequence[TokenizedRow], prefix: np.ndarray, rows: np.ndarray, micros: int = 1
+    ) -> list[PackedBatch]:
         """This process's micro-batches of a batch."""
         backend = self.backend
         mine = batches.process_rows(rows, micros, backend.world_size, backend.rank)
-        return [batches.pack(data, part, self.data.prefix, backend.groups, self._static) for part in mine]
+        return [batches.pack(data, part, prefix, backend.groups, self._static) for part in mine]
 
-    def _inputs(self, batch: PackedBatch) -> tuple:
-        return inputs(batch, len(self.data.prefix), self.model.config.sliding_window, self.backend.put)
+    def _inputs(self, batch: PackedBatch, prefix: int) -> tuple:
+        return inputs(batch, prefix, self.model.config.sliding_window, self.backend.put)
 
     @torch.no_grad()
     def evaluation_loss(self) -> float:
@@ -297,9 +309,9 @@ class Trainer:
         sums, count = [], 0
         for rows in batches.in_order(len(data), size):
             count += batches.supervised_count(data, rows)
-            (batch,) = self._pack(data, rows)
+            (batch,) = self._pack(data, self.data.prefix, rows)
             with backend.graph("evaluation", "evaluation", batch.shapes()):
-                sums.append(backend.unwrap(self.loss)(*self._inputs(batch)))
+                sums.append(backend.unwrap(self.loss)(*self._inputs(batch, len(self.data.prefix))))
                 backend.end_step()
         mean = sum(backend.fetch_sum(value) for value in sums) / count
         if not math.isfinite(mean):
