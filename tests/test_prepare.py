@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fitcoach_tune import functiongemma, models, prepare, prepared_set
+from fitcoach_tune import functiongemma, models, prepare, prepared_set, rendering
 from fitcoach_tune.config import Config
 from fitcoach_tune.dataset import Example
 from fitcoach_tune.errors import DataError, MismatchError, OutputError
@@ -27,7 +27,7 @@ def supervised_text(tokenizer, row):
 
 
 def one(tokenizer, messages, tools=TOOLS):
-    (row,) = prepare.tokenize([Example(messages, tools, "rows.jsonl:1")], tokenizer)
+    (row,) = rendering.tokenize([Example(messages, tools, "rows.jsonl:1")], tokenizer)
     return row
 
 
@@ -89,7 +89,7 @@ def test_uses_the_template_that_the_model_ships(tokenizer):
     other = copy.deepcopy(tokenizer)
     other.chat_template = functiongemma.chat_template() + "{# another version #}"
     messages = conversation("walk", ("get_sleep", {"days": 3}))
-    assert prepare.make_renderer(other) is not functiongemma.render
+    assert rendering.uses_project_template(other) is False
     assert np.array_equal(one(other, messages).input_ids, one(tokenizer, messages).input_ids)
     other.chat_template = "hello" + functiongemma.chat_template()
     assert not np.array_equal(one(other, messages).input_ids, one(tokenizer, messages).input_ids)

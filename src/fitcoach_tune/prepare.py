@@ -2,100 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from fitcoach_tune import __version__, dataset, files, functiongemma, models, splits
+from fitcoach_tune import __version__, dataset, files, functiongemma, models, rendering, splits
 from fitcoach_tune.config import Config
 from fitcoach_tune.console import SILENT, Console
 from fitcoach_tune.dataset import Example
 from fitcoach_tune.errors import ConfigError, DataError, OutputError
 from fitcoach_tune.prepared_set import FORMAT, MANIFEST, PreparedRow, PreparedSet, open_set, versions, write_set
 from fitcoach_tune.training.batches import TokenizedRow, common_length
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-_TOKENIZE_AT_ONCE = 1000
-
-
-# ---------------------------------------------------------------------------------------------------- rendering
-
-
-def make_renderer(tokenizer: PreTrainedTokenizerBase) -> Callable[..., str]:
-    """How messages become text: the model's own chat template when it ships one, else the project's.
-
-    The project's Python renderer and its template give the same bytes; it stands in where the template is the
-    project's.
-    """
-    template = tokenizer.chat_template
-    if template is None or template == functiongemma.chat_template():
-        return functiongemma.render
-
-    def render(messages: list[dict], tools: list[dict] | None = None, *, add_generation_prompt: bool = False) -> str:
-        return tokenizer.apply_chat_template(
-            messages, tools=tools or None, tokenize=False, add_generation_prompt=add_generation_prompt
-        )
-
-    return render
-
-
-def render_spans(example: Example, render: Callable[..., str]) -> tuple[str, list[tuple[int, int]]]:
-    """A row's text, and the character ranges that are supervised: what the model says, its stop token included.
-
-    Each assistant message is rendered with and without itself; what it adds to its prompt is supervised.
-
-    Raises:
-        DataError: the template does not render a conversation as an extension of its own beginning.
-    """
-    text = render(example.messages, example.tools)
-    spans = []
-    for i, message in enumerate(example.messages):
-        if message["role"] != "assistant":
-            continue
-        prompt = render(example.messages[:i], example.tools, add_generation_prompt=True)
-        through = render(example.messages[: i + 1], example.tools)
-        if not through.startswith(prompt) or not text.startswith(through):
-            raise DataError(f"the chat template does not render messages[{i}] as a continuation", where=example.origin)
-        stop = through.rstrip("\n")  # the newline after <end_of_turn> belongs to the layout: nobody generates it
-        if not stop.endswith(functiongemma.STOP_TOKENS):
-            raise DataError(f"messages[{i}] does not end in a stop token", where=example.origin)
-        spans.append((len(prompt), len(stop)))
-    return text, spans
-
-
-def tokenize(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> Iterator[PreparedRow]:
-    """Render and tokenize, with the supervised spans in tokens.
-
-    Raises:
-        DataError: a row's prompt is not a token prefix of the row, so that the model would be asked something else than
-            it was taught.
-    """
-    render = make_renderer(tokenizer)
-
-    def encode(texts: list[str]) -> list[list[int]]:
-        return tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-
-    for start in range(0, len(examples), _TOKENIZE_AT_ONCE):
-        rendered = [render_spans(e, render) for e in examples[start : start + _TOKENIZE_AT_ONCE]]
-        whole = encode([text for text, _ in rendered])
-        heads = iter(encode([text[:edge] for text, spans in rendered for span in spans for edge in span]))
-        for offset, (ids, (_, spans)) in enumerate(zip(whole, rendered, strict=True)):
-            edges = [_token_edge(ids, next(heads), examples[start + offset].origin) for _ in range(2 * len(spans))]
-            ranges = tuple(zip(edges[::2], edges[1::2], strict=True))
-            yield PreparedRow(np.asarray(ids, dtype=np.int32), ranges, start + offset)
-
-
-def _token_edge(ids: list[int], head: list[int], origin: str) -> int:
-    if ids[: len(head)] != head:
-        raise DataError(
-            "the prompt's tokens change when the answer follows", where=origin, hint="see `prepare --show 1`"
-        )
-    return len(head)
 
 
 def fit_length(rows: list[PreparedRow], max_length: int, excess: str, examples: Sequence[Example]) -> list[PreparedRow]:
@@ -185,9 +105,10 @@ def prepare(config: Config, ui: Console = SILENT, target: Path | None = None) ->
     tokenizer = models.load_tokenizer(base.path)
     with ui.bar("tokenizing", len(examples)) as update:
         rows = []
-        for row in tokenize(examples, tokenizer):
+        for row in rendering.tokenize(examples, tokenizer):
             rows.append(row)
-            update(len(rows))
+            if len(rows) % 100 == 0:
+                update(len(rows))
     kept = fit_length(rows, config.max_length, config.excess_length, examples)
     examples = [cut(examples[row.example], len(row.spans)) for row in kept]
     kept = [replace(row, example=i) for i, row in enumerate(kept)]
@@ -209,7 +130,7 @@ def prepare(config: Config, ui: Console = SILENT, target: Path | None = None) ->
             "name": base.reference if base.name != models.OFFLINE else base.name,
             "revision": base.revision,
             "tokenizer_sha256": models.tokenizer_hash(base.path),
-            "template": "project" if make_renderer(tokenizer) is functiongemma.render else "model",
+            "template": "project" if rendering.uses_project_template(tokenizer) else "model",
         },
         "rows": {"read": len(rows), "dropped": len(rows) - len(kept), "train": len(parts[0]), "test": len(parts[1])},
         "tokens": _token_counts(kept),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fitcoach_tune import dataset, prepare, prepared_set, runs
+from fitcoach_tune import dataset, prepared_set, rendering, runs
 from fitcoach_tune.console import Console
 from fitcoach_tune.dataset import Example
 from fitcoach_tune.errors import ConfigError, DataError, MismatchError
@@ -119,7 +119,7 @@ def question_sets(
 def _as_prompts(
     name: str, title: str, description: str, turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, room: int
 ) -> QuestionSet:
-    render, prompts = prepare.make_renderer(tokenizer), []
+    render, prompts = rendering.make_renderer(tokenizer), []
     texts = [render(turn.messages, turn.tools, add_generation_prompt=True) for turn in turns]
     for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
         part = texts[start : start + _TOKENIZED_AT_ONCE]

@@ -34,7 +34,7 @@ class Prompter:
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, tools: list[dict], developer: str, *, length: int, answer: int
     ):
-        from fitcoach_tune.prepare import make_renderer
+        from fitcoach_tune.rendering import make_renderer
 
         self._tokenizer, self._tools = tokenizer, tools
         self._room, self._answer = max(0, length - answer), answer
