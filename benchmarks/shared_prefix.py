@@ -11,13 +11,13 @@ backward over one batch; the variants take turns, and each one's time is the med
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import measuring
 import numpy as np
 import torch
 
@@ -97,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3, help="counted steps of each variant")
     parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--quick", action="store_true", help="one step of each variant")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
 
@@ -118,15 +119,26 @@ def main() -> None:
                 ("padded to the longest", 4): padded_step(usual, rows[:4], None),
                 **{("shared prefix", size): packed_step(own, rows[:size], prefix) for size in (4, 16, 32)},
             },
-            chosen.repeat,
+            1 if chosen.quick else chosen.repeat,
         )
-    if chosen.json:
-        print(json.dumps(results, indent=2))
-        return
-    print("| variant | batch | examples/s | ratio | loss |\n| --- | ---: | ---: | ---: | ---: |")
-    for r in results:
-        speed, ratio = f"{r['examples_per_second']:.2f}", f"{r['ratio']:.1f}×"
-        print(f"| {r['variant']} | {r['batch']} | {speed} | {ratio} | {r['loss']:.4f} |")
+    columns = {
+        "variant": ("variant", "{}"),
+        "batch": ("batch", "{}"),
+        "examples_per_second": ("examples/s", "{:.2f}"),
+        "ratio": ("ratio", "{:.1f}×"),
+        "loss": ("loss", "{:.4f}"),
+    }
+    speed = {f"{row['variant']}, {row['batch']} rows": row["ratio"] for row in results}
+    best = max(speed.values())
+    found = {
+        "title": "The training step beside the usual computation",
+        "rows": results,
+        "table": measuring.table(results, columns),
+        "ratios": {
+            f"a step, beside {name}": best / ratio for name, ratio in speed.items() if name.startswith("padded")
+        },
+    }
+    measuring.show(found, chosen.json)
 
 
 if __name__ == "__main__":

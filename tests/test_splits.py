@@ -75,6 +75,12 @@ def test_normalise_twice_is_once(text) -> None:
     assert splits.normalise(once) == once
 
 
+@given(st.text(alphabet=st.characters(max_codepoint=127)))
+def test_plain_ascii_has_a_quick_way_to_the_same(text) -> None:
+    quick = splits.normalise(text)
+    assert quick == splits.normalise(text + "\u00e9").removesuffix("\u00e9").strip()
+
+
 def test_question_and_label() -> None:
     row = example("first", ("b", {}), ("a", {}))
     row.messages.insert(0, {"role": "developer", "content": "not said by the user"})

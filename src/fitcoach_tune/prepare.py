@@ -107,7 +107,7 @@ def prepare(config: Config, ui: Console = SILENT, target: Path | None = None) ->
         rows = []
         for row in rendering.tokenize(examples, tokenizer):
             rows.append(row)
-            if len(rows) % 100 == 0:
+            if len(rows) % 100 == 0 or len(rows) == len(examples):
                 update(len(rows))
     kept = fit_length(rows, config.max_length, config.excess_length, examples)
     examples = [cut(examples[row.example], len(row.spans)) for row in kept]

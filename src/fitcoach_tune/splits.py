@@ -19,6 +19,7 @@ NEAR = 0.9
 _NEIGHBOURS = 20
 _LISTED = 10
 _APOSTROPHES = "'\u2018\u2019\u02bc"
+_ASCII = {i: chr(i).lower() if chr(i).isalnum() else " " for i in range(128)} | {ord("'"): None}
 
 
 def normalise(text: str) -> str:
@@ -26,6 +27,12 @@ def normalise(text: str) -> str:
 
     An apostrophe splits no word, and vowel signs, which no one code point may hold with their letter, stay.
     """
+    if text.isascii():  # the same, quickly
+        return " ".join(text.translate(_ASCII).split())
+    return _normalise_any(text)
+
+
+def _normalise_any(text: str) -> str:
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     kept = (
         c if c.isalnum() or unicodedata.category(c).startswith("M") else " " for c in folded if c not in _APOSTROPHES
