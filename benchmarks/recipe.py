@@ -24,9 +24,18 @@ from statistics import mean
 
 from fitcoach_tune.builtin import rows_path
 from fitcoach_tune.evaluate.statistics import Rate
+from fitcoach_tune.fitness.generator import FUNCTIONS
 
 RESULTS = Path(__file__).with_name("recipe.jsonl")
-BASE = {"per-device-train-batch-size": 32, "num-train-epochs": 3, "learning-rate": "4e-4", "test-size": 0.05}
+BASE = {
+    "per-device-train-batch-size": 32,
+    "num-train-epochs": 3,
+    "learning-rate": "4e-4",
+    "target-modules": "q_proj,k_proj,v_proj,o_proj",
+    "test-size": 0.05,
+    "shuffle-tools": False,
+    "tool-dropout": 0,
+}
 CHOSEN = {"target-modules": "all-linear", "per-device-train-batch-size": 16, "learning-rate": "1e-3"}
 
 # Name → (rows to train on, flags beside `BASE`). `third` is 1,000 random rows of the built-in set; `few` 157 queries
@@ -38,26 +47,35 @@ POINTS: dict[str, tuple[str, dict]] = {
     "all-linear, 2e-4": ("third", {"target-modules": "all-linear", "learning-rate": "2e-4"}),
     "all-linear, 4e-4": ("third", {"target-modules": "all-linear"}),
     "all-linear, 1e-3": ("third", {"target-modules": "all-linear", "learning-rate": "1e-3"}),
-    "all rows, plain": ("all", {**CHOSEN}),
-    "all rows, tools varied": ("all", {**CHOSEN, "shuffle-tools": None, "tool-dropout": 0.1}),
+    "all rows": ("all", {**CHOSEN}),
+    "all rows, tools vary, 0.1": ("all", {**CHOSEN, "shuffle-tools": True, "tool-dropout": 0.1}),
+    "all rows, tools vary, 0.5": ("all", {**CHOSEN, "shuffle-tools": True, "tool-dropout": 0.5}),
     "149 rows": ("few", {**CHOSEN, "num-train-epochs": 8, "split": "random"}),
 }
+
+
+def rows_of(source: str) -> list[dict]:
+    return [json.loads(line) for line in rows_path(source).read_text(encoding="utf-8").splitlines()]
+
+
+def single_calls(rows: list[dict]) -> list[dict]:
+    """The English rows that call exactly one function."""
+    return [row for row in rows if row["id"].partition("-")[0] in FUNCTIONS]
+
+
+def as_file(rows: list[dict], file: Path) -> str:
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(file)
 
 
 def subset(name: str, seed: int, folder: Path) -> str:
     """The rows of a point as `--dataset` takes them."""
     if name == "all":
         return "builtin:fitness"
-    rows = [json.loads(line) for line in rows_path("builtin:fitness").read_text(encoding="utf-8").splitlines()]
+    rows = rows_of("builtin:fitness")
     if name == "few":
-        rows = [row for row in rows if row["id"].partition("-")[0] in LABELS]
-    chosen = random.Random(seed).sample(rows, {"third": 1000, "few": 157}[name])
-    file = folder / f"{name}.jsonl"
-    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in chosen), encoding="utf-8")
-    return str(file)
-
-
-LABELS = ("steps", "goal", "progress", "sleep", "active", "heart", "battery")
+        rows = single_calls(rows)
+    return as_file(random.Random(seed).sample(rows, {"third": 1000, "few": 157}[name]), folder / f"{name}.jsonl")
 
 
 def measure(point: str, seed: int, questions: list[str], threads: int, hard: bool) -> dict:
@@ -67,20 +85,27 @@ def measure(point: str, seed: int, questions: list[str], threads: int, hard: boo
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "run")
         settings = BASE | flags | {"seed": seed, "dataset": subset(rows, seed if rows == "few" else 0, Path(folder))}
-        given = [f"--{name}" if value is None else f"--{name}={value}" for name, value in settings.items()]
+        given = [spelt(name, value) for name, value in settings.items()]
         command = ["train", "--config", "offline", "--tools", "builtin:fitness", *given, "--output-dir", str(out)]
         record = program(*command, threads=threads, folder=folder)
         result = {"point": point, "rows": rows, "flags": flags, "seed": seed, "seconds": record["seconds"]["train"]}
         result["train_rows"], result["steps"] = record["data"]["rows"]["train"], record["training"]["steps"]
         for place, source in enumerate(questions):
             harder = ["--hard"] if hard and not place else []
-            asked = ["eval", "--adapter", str(out), "--data", source, "--baseline", "none", *harder]
+            # What learnt single calls alone is asked for nothing else.
+            asked_of = source if rows != "few" else as_file(single_calls(rows_of(source)), Path(folder, "asked.jsonl"))
+            asked = ["eval", "--adapter", str(out), "--data", asked_of, "--baseline", "none", *harder]
             found = program(*asked, threads=threads, folder=folder)
             result[source] = {
                 part["name"]: {model["name"]: shares(model["metrics"]) for model in part["models"]}
                 for part in found["sets"]
             }
     return result
+
+
+def spelt(name: str, value: object) -> str:
+    """A setting as a flag."""
+    return f"--{'' if value else 'no-'}{name}" if isinstance(value, bool) else f"--{name}={value}"
 
 
 def shares(metrics: dict) -> dict:

@@ -23,16 +23,15 @@ from typing import Any
 import measuring
 
 ROWS = 213
-# What the ids of rows that call one function begin with.
-LABELS = ("steps", "goal", "progress", "sleep", "active", "heart", "battery")
 
 
 def write_rows(file: Path, count: int, seed: int = 0) -> None:
     """Draw rows of the built-in dataset that call one function."""
     from fitcoach_tune.builtin import rows_path
+    from fitcoach_tune.fitness.generator import FUNCTIONS  # an id begins with the labels
 
     lines = rows_path("builtin:fitness").read_text(encoding="utf-8").splitlines(keepends=True)
-    single = [line for line in lines if json.loads(line)["id"].partition("-")[0] in LABELS]
+    single = [line for line in lines if json.loads(line)["id"].partition("-")[0] in FUNCTIONS]
     file.write_text("".join(random.Random(seed).sample(single, count)), encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fitcoach_tune import models, prepare, prepared_set
 from fitcoach_tune.config import Config
 from fitcoach_tune.console import SILENT, Console
-from fitcoach_tune.train import build, ensure_prepared, with_data_settings
+from fitcoach_tune.train import build, ensure_prepared, settle_variation, with_data_settings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -84,6 +84,7 @@ def _measure(config: Config, prepared: PreparedSet, base: Base, ui: Console) -> 
 
     backend = make_backend(config.device, config.num_devices)
     try:
+        config = settle_variation(config, prepared, backend)
         trainer, parameters = build(config, prepared, base, backend)
         ui.note("measuring one step")
         trainer.step(0, update=False)  # what is set up once is paid here

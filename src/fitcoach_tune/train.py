@@ -83,7 +83,7 @@ def _train(
         with backend.first_process_first():
             prepared = ensure_prepared(config, ui)
             base = models.resolve(config.model, config.model_revision, ui)
-        config = with_data_settings(config, prepared)
+        config = settle_variation(with_data_settings(config, prepared), prepared, backend, ui)
         prepared_set.check_base(prepared, base)
         shared, facts = _same_run(found, config, prepared, base, backend, ui)
         if lock:
@@ -227,38 +227,42 @@ def build(
         prepared.test,
         prepared.prefix,
         lambda row: prepared.train.example(row).origin,
-        make_variation(config, prepared, backend),
+        make_variation(config, prepared),
     )
     return Trainer(model, config, data, backend, start), parameters
 
 
-def make_variation(config: Config, prepared: PreparedSet, backend: Backend) -> Variation | None:
-    """How the prompt's tools are to vary from step to step; None if they are not.
-
-    Raises:
-        ConfigError: the rows, or the device, do not allow it; says why.
-    """
-    from fitcoach_tune.training.variation import Variation, common_refusal, declarations
+def settle_variation(config: Config, prepared: PreparedSet, backend: Backend, ui: Console = SILENT) -> Config:
+    """The configuration without variations of the prompt that the rows or the device do not allow; says which."""
+    from fitcoach_tune.training.variation import declarations
 
     if not (config.shuffle_tools or config.tool_dropout):
-        return None
-    where = "--tool-dropout" if config.tool_dropout else "--shuffle-tools"
-    names = [tool["function"]["name"] for tool in prepared.toolsets[0]]
-    if len(prepared.toolsets) > 1 or len(declarations(prepared.prefix)) != len(names):
-        raise ConfigError("the rows do not share their tools", where=where, hint="leave it out")
+        return config
+    if len(prepared.toolsets) > 1 or len(declarations(prepared.prefix)) != len(prepared.toolsets[0]):
+        ui.note("the tools do not vary: the rows do not share them")
+        return config.model_copy(update={"shuffle_tools": False, "tool_dropout": 0.0})
     if not config.tool_dropout:
-        return Variation(config.seed, config.shuffle_tools)
+        return config
     if backend.compiled:
-        raise ConfigError("it changes a compiled prompt's length", where=where, hint="leave it out on this device")
+        why = "prompts have one length on this device"
+    elif all(called_functions(prepared.train.example(i)) for i in range(len(prepared.train))):
+        why = "no row that is answered in words shows how to refuse"
+    else:
+        return config
+    ui.note(f"no tool is hidden: {why}")
+    return config.model_copy(update={"tool_dropout": 0.0})
+
+
+def make_variation(config: Config, prepared: PreparedSet) -> Variation | None:
+    """How the prompt's tools vary from step to step, by a settled configuration; None if they do not."""
+    from fitcoach_tune.training.variation import Variation, common_refusal
+
+    if not config.tool_dropout:
+        return Variation(config.seed, shuffle=True) if config.shuffle_tools else None
+    names = tuple(tool["function"]["name"] for tool in prepared.toolsets[0])
     calls = [called_functions(prepared.train.example(i)) for i in range(len(prepared.train))]
     refusal = common_refusal(prepared.train, calls)
-    if refusal is None:
-        raise ConfigError(
-            "no training row is answered in words, from which to learn how to refuse",
-            where=where,
-            hint="add rows that no tool serves, or leave it out",
-        )
-    return Variation(config.seed, config.shuffle_tools, config.tool_dropout, tuple(names), calls, refusal)
+    return Variation(config.seed, config.shuffle_tools, config.tool_dropout, names, calls, refusal)
 
 
 def called_functions(example: Example) -> frozenset[str]:

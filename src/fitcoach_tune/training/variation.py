@@ -31,7 +31,7 @@ def common_refusal(rows: Sequence[TokenizedRow], calls: Sequence[frozenset[str]]
     found = Counter(
         tuple(row.input_ids[slice(*row.spans[0])].tolist())
         for row, called in zip(rows, calls, strict=True)
-        if not called and len(row.spans) == 1
+        if not called
     )
     return np.array(found.most_common(1)[0][0], dtype=np.int32) if found else None
 
