@@ -8,15 +8,17 @@ from __future__ import annotations
 import codecs
 import difflib
 from collections.abc import Callable
+from errno import EINVAL
 from pathlib import Path
 from typing import Any
 
 from fitcoach_tune.errors import DataError
-from fitcoach_tune.strict_json import Flaw, parse_json
+from fitcoach_tune.strict_json import Flaw, parse_json, quote
 
 SAMPLE = Path(__file__).resolve().parent / "day.json"
 """A day that nobody had."""
 
+_LARGEST = 1 << 20
 _KEYS = (
     "steps", "daily_step_goal", "sleeping_minutes", "active_minutes", "heart_rate", "body_battery_level",
 )  # fmt: skip
@@ -133,7 +135,13 @@ class Provider:
 def _read_day(path: Path) -> dict[str, Any]:
     hint = f"give an object with {', '.join(_KEYS)}"
     try:
-        day = parse_json(path.read_bytes().removeprefix(codecs.BOM_UTF8))
+        if path.exists() and not path.is_file():  # a device or a pipe may have no end
+            raise OSError(EINVAL, "it is no regular file")
+        with path.open("rb") as file:
+            text = file.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise Flaw("", f"a day has at most {_LARGEST:,} bytes")
+        day = parse_json(text.removeprefix(codecs.BOM_UTF8))
     except OSError as error:
         what = f"cannot be read: {error.strerror or error}"
         raise DataError(what, where=str(path), hint="check the path of --fitness-data") from None
@@ -143,8 +151,9 @@ def _read_day(path: Path) -> dict[str, Any]:
         raise DataError("the day's data must be an object", where=str(path), hint=hint)
     for key, value in day.items():
         if key not in _KEYS:
-            near = difflib.get_close_matches(key, _KEYS, n=1)
-            raise DataError(f"unknown key {key}", where=str(path), hint=f"did you mean {near[0]}?" if near else hint)
+            near = difflib.get_close_matches(key[:80], _KEYS, n=1)
+            what, guess = f"unknown key {quote(key)}", f"did you mean {near[0]}?" if near else hint
+            raise DataError(what, where=str(path), hint=guess)
         if not (_is_range(value) if key == "heart_rate" else _is_count(value)):
             wanted = (
                 "a list of two whole numbers, the lower first" if key == "heart_rate" else "a whole number from 0 on"
