@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import resource
@@ -36,6 +37,18 @@ def _stdout_to_stderr() -> Iterator[None]:
         os.close(kept)
 
 
+# Steps differ in their shapes, so that the C library's heap gets holes that nothing fits: 3.5 GB in place of 3.9 after
+# 80 steps of the offline recipe, and more after hundreds. Giving them back after each step costs a fifth of it in page
+# faults, after every fifth nothing that could be measured.
+_TRIM_AFTER = 5
+
+
+def _give_back_memory() -> None:
+    """Let glibc return to the system what it has free; other C libraries do as they please."""
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
+
+
 class TorchBackend:
     """One process on one device; see `Backend` for the methods."""
 
@@ -59,6 +72,7 @@ class TorchBackend:
         if self.world_size > 1:
             with _stdout_to_stderr():
                 dist.init_process_group("nccl" if name == "cuda" else "gloo")
+        self._steps = 0
         self.gradient_scale = float(self.world_size)  # DDP takes the mean over processes; the core wants the sum
 
     @contextlib.contextmanager
@@ -121,7 +135,9 @@ class TorchBackend:
         return value.item()
 
     def end_step(self) -> None:
-        pass
+        self._steps += 1
+        if self.name == "cpu" and self._steps % _TRIM_AFTER == 0:
+            _give_back_memory()
 
     def to_host(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
