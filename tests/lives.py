@@ -67,6 +67,7 @@ class Life:
         return self._err.read_text()
 
     def send(self, name: str) -> None:
+        """Send a signal; after SIGCONT it is `running` until it stops anew."""
         os.kill(self.pid, signal.Signals[name])
 
     def until(self, condition: Callable[[], Any]) -> None:
@@ -158,6 +159,8 @@ def live(run: dict[str, Any]) -> int:
     os.chdir(run["cwd"])
     os.environ.update({"COLUMNS": "120", **run["environment"]})
     signal.alarm(600)  # what hangs is to fail its test, and not to hold up all others
+    # As at a terminal: a shell that starts something in the background has it ignore Ctrl-C, and what that starts, too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["fitcoach-tune", *run["arguments"]]
     if run["at"]:
         arm(At(**run["at"]))
@@ -180,7 +183,7 @@ def serve() -> None:
     # What a run would import as it goes, but for pyarrow: it starts a thread, which a fork does not take along.
     for name in ("peft", "transformers.models.gemma3.modeling_gemma3", "matplotlib.backends.backend_agg"):
         importlib.import_module(name)
-    children: dict[int, int | None] = {}  # by process: None while it runs, else its last status
+    children: dict[int, int | None] = {}  # by process: None while it runs, else how it stopped or ended
     for line in sys.stdin:
         command = json.loads(line)
         if pid := command.get("wait"):
@@ -201,10 +204,10 @@ def serve() -> None:
 
 def look(children: dict[int, int | None], pid: int, wait: bool = False) -> None:
     while children[pid] is None or os.WIFSTOPPED(children[pid]):
-        found, status = os.waitpid(pid, 0 if wait else os.WNOHANG | os.WUNTRACED)
+        found, status = os.waitpid(pid, 0 if wait else os.WNOHANG | os.WUNTRACED | os.WCONTINUED)
         if not found:
             return
-        children[pid] = status
+        children[pid] = None if os.WIFCONTINUED(status) else status
 
 
 def be(run: dict[str, Any]) -> None:

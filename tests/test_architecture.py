@@ -17,7 +17,7 @@ PACKAGE = "fitcoach_tune"
 
 # From the bottom up; a module belongs to the longest name that it starts with. What is not named here is a verb.
 LAYERS = (
-    ("errors", "files", "console", "config", "strict_json", "training.names"),
+    ("errors", "files", "reading", "console", "config", "strict_json", "training.names"),
     (
         "functiongemma",
         "gold",
@@ -34,7 +34,7 @@ LAYERS = (
     ),
     ("backends", "training", "evaluate"),
     (
-        *("prepare", "prepared_set", "train", "plan", "infer", "inference", "push", "publish", "show"),
+        *("prepare", "prepared_set", "rendering", "train", "plan", "infer", "inference", "push", "publish", "show"),
         *("evaluate.evaluation", "evaluate.sources", "evaluate.report"),
     ),
     ("cli",),

@@ -106,14 +106,21 @@ def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(world, straight, 
 
 
 def test_ctrl_c_during_a_long_run(world):
-    """Sent from outside, at whatever the run is doing, three times; what is saved is what was reported."""
+    """Sent from outside, at whatever the run is doing, and twice more while it saves, where it waits for them; what is
+    saved is what was reported.
+    """
     long = world.arguments("long", "--num-train-epochs", "100000", "--save-steps", "1000000")
-    life = world.lives.start(*long, cwd=world.folder)
+    life = world.lives.start(*long, cwd=world.folder, at=At(*SAVING, (2,), signal="SIGSTOP"))
     metrics = world.folder / "long/metrics.jsonl"
     life.until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 3)
-    for _ in range(3):
+    life.send("SIGINT")
+    life.until(lambda: life.state == "stopped")
+    for _ in range(2):
         life.send("SIGINT")
+    life.send("SIGCONT")
     assert life.wait() == 10
+    assert life.err.count("SIGINT: stopping as soon as all is saved\n") == 1
+    assert life.err.count("SIGINT: still saving\n") == 1  # signals that wait become one
     lines = metrics.read_text().splitlines()
     assert f"stopped by SIGINT after step {len(lines)} of 200000, and saved" in life.err
     found = checkpoint.newest(world.folder / "long/checkpoints", pytest.fail)
@@ -140,12 +147,18 @@ def test_a_signal_when_all_is_trained_and_the_adapter_is_being_saved(world, stra
     assert (world.folder / name / "run.json").exists()
 
 
+def free_port():
+    """A port that stays free until it is used: below those that the system gives to whoever asks for any."""
+    for port in random.SystemRandom().sample(range(20_000, 30_000), 100):
+        with socket.socket() as free, contextlib.suppress(OSError):
+            free.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("a hundred ports are in use")
+
+
 def start_two(world, outputs, more, faults=(None, None)):
     """Two processes that train together, as torchrun would start them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [
         world.lives.start(
             *world.arguments(output, "--device", "cpu", *more),
@@ -180,16 +193,25 @@ def test_processes_that_find_different_checkpoints_do_not_wait_for_each_other(wo
 # ------------------------------------------------------------------------------------------------ kills
 
 
+EVERY = tuple(range(1, 100))
+
+
 def kill_and_resume(world, name, arguments, kills, draw):
-    """Start and kill a run, and start it again, so many times; then let it end."""
+    """Start and kill a run, and start it again, so many times; then let it end.
+
+    It waits at each save, so that on a busy machine it does not run away from who is to kill it: it is let go on at
+    most twice, and killed in the midst of the steps up to its next save, of which there are two.
+    """
     metrics = world.folder / name / "metrics.jsonl"
     arguments = [*world.arguments(name, *arguments), "--resume-from-checkpoint", "auto"]
     for _ in range(kills):
-        before = metrics.stat().st_mtime_ns if metrics.exists() else 0
-        life = world.lives.start(*arguments, cwd=world.folder)
-        life.until(lambda before=before: metrics.exists() and metrics.stat().st_mtime_ns > before)
-        wanted = metrics.read_text().count("\n") + draw.randrange(5)
-        life.until(lambda wanted=wanted: metrics.read_text().count("\n") >= wanted)
+        life = world.lives.start(*arguments, cwd=world.folder, at=At(*SAVING, EVERY, signal="SIGSTOP"))
+        for _ in range(draw.randint(1, 2)):
+            life.until(lambda life=life: life.state == "stopped")
+            before = metrics.read_text().count("\n") if metrics.exists() else 0
+            life.send("SIGCONT")
+        wanted = before + draw.randrange(2)
+        life.until(lambda wanted=wanted: metrics.exists() and metrics.read_text().count("\n") >= wanted)
         life.send("SIGKILL")
         assert life.wait() == -9
     return world.lives.run(*arguments, cwd=world.folder)

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from fitcoach_tune import cli, functiongemma, infer, models, prepare, prepared_set, runs
+from fitcoach_tune import cli, functiongemma, infer, models, prepared_set, rendering, runs
 from fitcoach_tune.console import Console
 from fitcoach_tune.dataset import Example, read_examples
 from fitcoach_tune.errors import AccessError, ConfigError
@@ -416,9 +416,9 @@ def test_the_prompt_is_the_one_that_was_trained_whatever_is_said(caller):
         "ćma\u200d",
     ]
     odd = [Example(conversation(text, ("get_daily_steps", {})), fitness[0].tools, text) for text in odd]
-    examples = [*fitness[::6], *odd]
+    examples = [*fitness[::40], *odd]
     asks = infer.FunctionCaller(caller._generator.model, caller.tokenizer, fitness[0].tools, TRIGGER)
-    for row, one in zip(prepare.tokenize(examples, caller.tokenizer), examples, strict=True):
+    for row, one in zip(rendering.tokenize(examples, caller.tokenizer), examples, strict=True):
         assert asks.prompt(one.query) == row.input_ids[: row.spans[-1][0]].tolist(), one.origin
 
 

@@ -9,6 +9,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
@@ -17,7 +18,7 @@ import typer
 
 from fitcoach_tune import __version__
 from fitcoach_tune.config import LISTS, Config, flag, load_config
-from fitcoach_tune.console import Console
+from fitcoach_tune.console import Console, printable
 from fitcoach_tune.errors import ConfigError, FitcoachTuneError, GateError, OutputError
 
 app = typer.Typer(
@@ -82,11 +83,12 @@ def verb(*settings: str, **aliases: str) -> Callable:
     def register(function: Callable) -> Callable:
         @functools.wraps(function)
         def run(**values: Any) -> None:
-            given = {name: values.pop(name) for name in settings}
             try:
+                _check_text(values)
+                given = {name: values.pop(name) for name in settings}
                 function(settings=given, **values)
             except FitcoachTuneError as error:
-                print(f"error: {error}", file=sys.stderr)
+                print(printable(f"error: {error}"), file=sys.stderr)
                 raise typer.Exit(error.exit_code) from None
             except BrokenPipeError:
                 raise  # the reader of our output has gone; `main` leaves quietly
@@ -107,6 +109,15 @@ def verb(*settings: str, **aliases: str) -> Callable:
         return run
 
     return register
+
+
+def _check_text(values: dict[str, Any]) -> None:
+    """Refuse what Python makes of an argument with other bytes than UTF-8: it could be printed and written nowhere."""
+    for name, value in values.items():
+        if isinstance(value, str) and re.search("[\ud800-\udfff]", value):
+            hint = "set the terminal's encoding to UTF-8"
+            where = {"query": "the query", "lines": "--input"}.get(name, flag(name))
+            raise ConfigError("it is not UTF-8 text", where=where, hint=hint)
 
 
 def _parameter(name: str, alias: str | None) -> inspect.Parameter:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from errno import EISDIR
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +16,17 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fitcoach_tune.errors import ConfigError
+from fitcoach_tune.reading import user_path
+from fitcoach_tune.strict_json import shorten
 
 Device = Literal["auto", "tpu", "cuda", "mps", "cpu", "xla-cpu"]
 # Settings that are lists of names; as a text, and so as a flag, they are comma-separated.
 LISTS = ("target_modules", "transformer_layer_cls_to_wrap")
 ORIGINAL_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
+# No file can be called so, and no text with it be written; the largest integer is that of torch's generators.
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
+_LARGEST = 2**63 - 1
+_LARGEST_FILE = 1 << 20
 _PLAIN_FLOAT = (
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$"),
@@ -127,6 +134,16 @@ class Config(BaseModel):
             raise ValueError("must be a number or a text")  # it would pass for 0 or 1; YAML reads `no` and `on` as one
         return value
 
+    @field_validator("*")
+    @classmethod
+    def _usable(cls, value: Any) -> Any:
+        texts = [value] if isinstance(value, str) else value if isinstance(value, tuple) else ()
+        if any(_UNUSABLE.search(text) for text in texts):
+            raise ValueError("must be text without null characters or halves of surrogate pairs")
+        if isinstance(value, int) and value > _LARGEST:
+            raise ValueError(f"must be at most {_LARGEST}")
+        return value
+
     @field_validator("max_steps")
     @classmethod
     def _some_steps(cls, value: int) -> int:
@@ -176,11 +193,15 @@ def _read_yaml(source: str) -> dict[str, Any]:
     import yaml
 
     known = presets()
-    path = Path(source).expanduser()
+    path = user_path(source, "--config")
     if not path.is_file() and source in known:
         path = known[source]
     try:
-        loaded = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_loader())
+        if path.exists() and not path.is_file():  # a device or a pipe may have no end
+            raise OSError(EISDIR, "it is no regular file")
+        if path.stat().st_size > _LARGEST_FILE:
+            raise ConfigError(f"a configuration has at most {_LARGEST_FILE:,} bytes", where=str(path))
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         nearest = difflib.get_close_matches(source, known, 1)
         raise ConfigError(
@@ -188,20 +209,33 @@ def _read_yaml(source: str) -> dict[str, Any]:
             where=f"--config {source}",
             hint=f"{f'did you mean {nearest[0]}? ' if nearest else ''}give a file or one of {', '.join(known)}",
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise ConfigError(f"not readable as YAML: {' '.join(str(error).split())}", where=str(path)) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"not readable as YAML: {error}", where=str(path)) from None
+    try:
+        loaded = yaml.load(text, Loader=_loader())
+    except Exception as error:  # besides its own errors, whatever a tag makes of a value that it does not fit
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"not readable as YAML: {what}", where=str(path)) from None
     if loaded is None:
         return {}
-    if not isinstance(loaded, dict) or not all(isinstance(key, str) for key in loaded):
+    if not isinstance(loaded, dict) or not all(isinstance(k, str) and not _UNUSABLE.search(k) for k in loaded):
         raise ConfigError("a configuration is a mapping of setting names to values", where=str(path))
     return loaded
 
 
 def _loader() -> type:
-    """YAML's safe loader that refuses a key given twice and reads 5e-5 as the number it is (YAML 1.1 wants 5.0e-5)."""
+    """YAML's safe loader that refuses a key given twice and aliases, of which a few lines can say any number of values,
+    and reads 5e-5 as the number it is (YAML 1.1 wants 5.0e-5).
+    """
     import yaml
 
     class Loader(yaml.SafeLoader):
+        def compose_node(self, parent, index):
+            if self.check_event(yaml.AliasEvent):
+                mark = self.peek_event().start_mark
+                raise yaml.composer.ComposerError(None, None, "aliases are not read; write the value out", mark)
+            return super().compose_node(parent, index)
+
         def construct_mapping(self, node, deep=False):
             seen = set()
             for key, _ in node.value:
@@ -223,7 +257,7 @@ def _explain(item: dict, given: dict[str, Any], source: str | None) -> str:
         nearest = difflib.get_close_matches(name, Config.model_fields, 1, cutoff=0.5)
         return f"{place}: no such setting" + (f"; did you mean {nearest[0]}?" if nearest else "")
     message = item["msg"].removeprefix("Value error, ")
-    return f"{place}: {message[0].lower()}{message[1:]}, not {item['input']!r}"
+    return f"{place}: {message[0].lower()}{message[1:]}, not {shorten(repr(item['input']))}"
 
 
 def to_yaml(config: Config) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,13 @@ if TYPE_CHECKING:
     from rich.console import Console as RichConsole
 
 Update = Callable[..., None]
+# What a terminal may take for a command; notes and errors quote data.
+_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def printable(text: str) -> str:
+    """The text with control characters, but for tabs and line ends, spelt out."""
+    return _COMMANDS.sub(lambda found: repr(found.group())[1:-1], text)
 
 
 class Console:
@@ -28,11 +36,11 @@ class Console:
 
     def note(self, text: str) -> None:
         """A line about what happens."""
-        self.err.print(text, style="dim", markup=False)
+        self.err.print(printable(text), style="dim", markup=False)
 
     def warn(self, text: str) -> None:
         """A line about something that the user should look at."""
-        self.err.print(f"warning: {text}", style="yellow", markup=False)
+        self.err.print(f"warning: {printable(text)}", style="yellow", markup=False)
 
     @contextmanager
     def bar(self, title: str, total: int, unit: str = "rows") -> Iterator[Update]:

@@ -6,6 +6,13 @@ command line prints exactly that and exits with the class's `exit_code`; nothing
 
 from __future__ import annotations
 
+LONGEST = 2000
+"""Characters of a sentence or line; a message may quote data, and data may be of any length."""
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
 
 class FitcoachTuneError(Exception):
     """Base of all expected failures.
@@ -23,11 +30,11 @@ class FitcoachTuneError(Exception):
     def __init__(
         self, what: str, *, where: str | None = None, hint: str | None = None, details: list[str] | None = None
     ):
-        super().__init__(what)
-        self.what = what
-        self.where = where
-        self.hint = hint
-        self.details = details or []
+        super().__init__(_cut(what))
+        self.what = _cut(what)
+        self.where = where and _cut(where)
+        self.hint = hint and _cut(hint)
+        self.details = [_cut(line) for line in details or ()]
 
     def __str__(self) -> str:
         head = f"{self.where}: {self.what}" if self.where else self.what

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from fitcoach_tune.errors import MismatchError, OutputError
+from fitcoach_tune.errors import OutputError
 
 STAGING_SUFFIX = ".incomplete"
 _ASIDE_SUFFIX, _REMOVED_SUFFIX = ".replaced", ".removed"
@@ -51,20 +51,6 @@ def sha256_text(text: str) -> str:
 def to_json(value: Any) -> str:
     """Indented JSON with a final newline, as the program writes all its JSON files."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def read_json(path: Path, what: str) -> Any:
-    """Parse a JSON file of ours.
-
-    Raises:
-        MismatchError: it is missing or not JSON; `what` names the thing that it belongs to.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MismatchError(f"this is not {what}: {path.name} is missing", where=str(path.parent)) from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise MismatchError(f"{what} is damaged: {error}", where=str(path)) from None
 
 
 def _output_error(error: OSError, path: Path, size: int | None = None) -> OutputError:

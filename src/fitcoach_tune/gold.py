@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from fitcoach_tune.functiongemma import Call
+from fitcoach_tune.strict_json import Flaw, misfit
 
 Strings = Literal["exact", "normalised", "bfcl"]
+_FORM = {
+    "answers": [[{"name": str, "arguments": {str: list}, "optional": [str], "unsaid": [str]}]],
+    "strings": str,
+}
 _DISREGARDED = {**dict.fromkeys(map(ord, " ,./-_*^")), ord("'"): '"'}
 
 
@@ -80,12 +85,18 @@ class Gold:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Gold:
-        """Read what `as_json` wrote."""
+        """Read what `as_json` wrote. Raises `Flaw`."""
+        if flaw := misfit(value, _FORM):
+            raise flaw
+        if not value["answers"] or value["strings"] not in get_args(Strings):
+            raise Flaw("answers", "there is none, or its strings are compared in no known way")
         answers = (tuple(_call_from_json(call) for call in answer) for answer in value["answers"])
         return cls(tuple(answers), value["strings"])
 
 
 def _call_from_json(value: dict[str, Any]) -> GoldCall:
+    if not all(value["arguments"].values()):
+        raise Flaw("arguments", "an argument has no accepted value")
     arguments = {name: tuple(values) for name, values in value["arguments"].items()}
     return GoldCall(value["name"], arguments, frozenset(value["optional"]), frozenset(value["unsaid"]))
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +17,41 @@ _WITHOUT_HUB = {
 }
 
 
-def download(repo_id: str, revision: str | None, patterns: list[str], *, what: str) -> Path:
+def download(repo_id: str, revision: str | None, patterns: Sequence[str], *, what: str) -> Path:
     """Download (or find in the cache) the files of a Hub repository that match; returns the snapshot folder.
 
-    The folder's name is the resolved commit.
+    The folder's name is the resolved commit. A repository may hold anything: files in its folders are never fetched.
 
     Args:
         repo_id: `owner/name`.
         revision: branch, tag or commit; the main branch if None.
-        patterns: of the files' names, such as `*.json`.
+        patterns: of the files' names, such as `model*.safetensors`.
         what: "model" or "adapter", for messages.
 
     Raises:
-        AccessError: says which of not found, not logged in, licence not accepted or no network it is.
+        AccessError: says which of not found, not logged in, licence not accepted or no network it is, or what else
+            the Hub's client says.
         ConfigError: `repo_id` cannot be an id.
     """
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
+        found = snapshot_download(repo_id, revision=revision, allow_patterns=[*patterns], ignore_patterns=["*/*"])
     except Exception as error:
-        raise access_error(error, repo_id, revision, what) from None
+        failure = access_error(error, repo_id, revision, what)
+        if failure is error:
+            why = f"{type(error).__name__}: {without_secrets(' '.join(str(error).split()))}"
+            failure = AccessError(f"it cannot be downloaded: {why}", where=f"{what} {repo_id}", hint="try again")
+        raise failure from None
+    return Path(found)
+
+
+def without_secrets(text: str) -> str:
+    """The text with addresses cut before their query, which may be a signature, and without Hub tokens."""
+    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
+    text = re.sub(r"\bhf_\w+", "hf_…", text)
+    own = os.environ.get("HF_TOKEN", "").strip()  # of whatever form
+    return text.replace(own, "…") if own else text
 
 
 def access_error(error: Exception, repo_id: str, revision: str | None, what: str) -> Exception:

@@ -12,10 +12,9 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from fitcoach_tune import models, runs
+from fitcoach_tune import models, reading, runs
 from fitcoach_tune.config import Config
 from fitcoach_tune.console import SILENT, Console
 from fitcoach_tune.errors import ConfigError, DataError
@@ -205,7 +204,7 @@ def _opened(name: str) -> Iterator[BinaryIO]:
         yield sys.stdin.buffer
         return
     try:
-        source = Path(name).expanduser().open("rb")
+        source = reading.user_path(name, "--input").open("rb")
     except OSError as error:
         what = f"cannot be read: {error.strerror or error}"
         raise DataError(what, where=f"--input {name}", hint="check its path") from None

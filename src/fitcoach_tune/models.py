@@ -12,20 +12,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitcoach_tune import files, functiongemma, hub
+from fitcoach_tune import files, functiongemma, hub, reading
 from fitcoach_tune.console import SILENT, Console, Update
-from fitcoach_tune.errors import AccessError, ConfigError, MismatchError
+from fitcoach_tune.errors import AccessError, ConfigError, FitcoachTuneError, MismatchError
+from fitcoach_tune.training.names import CONFIG_NAME
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import Gemma3TextConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 # Or accelerate, which transformers and peft import, would import an installed torch_xla and let it choose a device.
 os.environ.setdefault("USE_TORCH_XLA", "0")
 
 OFFLINE = "offline"
 _UNPACKING_STEPS = 4
-_MODEL_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+TEMPLATE_NAME = "chat_template.jinja"
+_CONFIG, _INDEX = "config.json", "model.safetensors.index.json"
+_MODEL_FILES = (_CONFIG, "model*.safetensors", _INDEX, *TOKENIZER_FILES, TEMPLATE_NAME)
+_KIND = "gemma3_text"
+# What a model's configuration may name to be run in place of the library's own code.
+_STEERING = (
+    "auto_map",
+    *("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation"),
+)
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "head_dim"),
+    *("num_attention_heads", "num_key_value_heads", "max_position_embeddings", "sliding_window"),
+)
+_LARGEST_SIZE, _MOST_LAYERS = 1 << 24, 1 << 10
 
 
 @dataclass(frozen=True)
@@ -61,9 +75,9 @@ def resolve(name: str, revision: str | None = None, ui: Console = SILENT) -> Bas
     """
     if name == OFFLINE:
         return _offline_base(ui)
-    folder = Path(name).expanduser()
+    folder = reading.user_path(name, "--model")
     if folder.is_dir():
-        missing = [f for f in ("config.json", "tokenizer.json") if not (folder / f).is_file()]
+        missing = [f for f in (_CONFIG, "tokenizer.json") if not (folder / f).is_file()]
         if missing or not list(folder.glob("*.safetensors")):
             what = missing[0] if missing else "a .safetensors file"
             raise ConfigError(f"the folder holds no usable model: {what} is missing", where=f"--model {name}")
@@ -74,21 +88,34 @@ def resolve(name: str, revision: str | None = None, ui: Console = SILENT) -> Bas
     return Base(name, path.name, path)
 
 
-def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: Path, template: str | None = None) -> PreTrainedTokenizerBase:
     """Load a tokenizer and check that it is FunctionGemma's: the control tokens stand at their ids.
 
-    Raises:
-        MismatchError: it is another tokenizer.
-    """
-    from transformers import AutoTokenizer
+    Its class is always the library's own for Gemma, whatever class or code the files name.
 
-    with quiet_libraries():
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    wrong = [
-        token
-        for token, index in functiongemma.CONTROL_TOKENS.items()
-        if tokenizer.convert_tokens_to_ids(token) != index
-    ]
+    Args:
+        template: a chat template in place of its own.
+
+    Raises:
+        MismatchError: it is another tokenizer, is damaged, or has no chat template that can render a conversation.
+    """
+    from transformers import GemmaTokenizer
+
+    for name in filter(lambda name: (path / name).exists(), (*TOKENIZER_FILES, TEMPLATE_NAME)):
+        reading.check_own(path / name, "a tokenizer", links=True)
+    if (path / "tokenizer_config.json").exists():
+        settings = reading.read_json(path / "tokenizer_config.json", "a tokenizer", {}, links=True)
+        if "fast_tokenizer_files" in settings:  # other files to read in place of tokenizer.json
+            raise MismatchError("this tokenizer has several versions", where=str(path), hint="use one that has one")
+    with quiet_libraries(), _loading("the tokenizer", path):
+        tokenizer = GemmaTokenizer.from_pretrained(path)
+        tokenizer.chat_template = template or tokenizer.chat_template
+        _check_template(tokenizer)
+        wrong = [
+            token
+            for token, index in functiongemma.CONTROL_TOKENS.items()
+            if tokenizer.convert_tokens_to_ids(token) != index
+        ]
     if wrong:
         raise MismatchError(
             f"this tokenizer is not FunctionGemma's: {wrong[0]} is not token {functiongemma.CONTROL_TOKENS[wrong[0]]}",
@@ -98,6 +125,86 @@ def load_tokenizer(path: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def _check_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Render a conversation with a chat template that is not the project's own; raises whatever is raised by that."""
+    template = tokenizer.chat_template
+    if template in (None, functiongemma.chat_template()):
+        return
+    if not isinstance(template, str):
+        raise ValueError("it has several chat templates")
+    function = {"name": "f", "description": "", "parameters": {"type": "object", "properties": {}}}
+    messages = [{"role": "developer", "content": functiongemma.TRIGGER}, {"role": "user", "content": "?"}]
+    tokenizer.apply_chat_template(
+        messages, tools=[{"type": "function", "function": function}], tokenize=False, add_generation_prompt=True
+    )
+
+
+@contextlib.contextmanager
+def _loading(what: str, path: Path) -> Iterator[None]:
+    """Around what libraries make of files that may be damaged: whatever they raise becomes a MismatchError."""
+    try:
+        yield
+    except FitcoachTuneError:
+        raise
+    except Exception as error:
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise MismatchError(f"{what} cannot be loaded: {why}", where=str(path)) from None
+
+
+def read_config(base: Base) -> Gemma3TextConfig:
+    """The base model's configuration, without whatever in it would make a library run other code than its own.
+
+    Raises:
+        MismatchError: it is not a plain Gemma 3 text model, or one with a feature that the training core does not
+            compute.
+    """
+    from transformers import Gemma3TextConfig
+
+    values = reading.read_json(base.path / _CONFIG, "a model", {"model_type": str}, links=True)
+    if values["model_type"] != _KIND:
+        raise MismatchError(
+            f"this is a {values['model_type']} model, and only Gemma 3 text models are supported",
+            where=f"--model {base.name}",
+            hint="use google/functiongemma-270m-it or a model tuned from it",
+        )
+    if values.get("quantization_config"):
+        raise MismatchError("this is a quantized model", where=f"--model {base.name}", hint="use the plain one")
+    for name in filter(values.__contains__, _SIZES):
+        size, most = values[name], _MOST_LAYERS if name == "num_hidden_layers" else _LARGEST_SIZE
+        if type(size) is not int or not 1 <= size <= most:
+            raise MismatchError(f"a model is damaged: {name} is {size!r:.80}", where=str(base.path / _CONFIG))
+    with quiet_libraries(), _loading("the model's configuration", base.path):
+        config = Gemma3TextConfig.from_dict({k: v for k, v in values.items() if k not in _STEERING})
+    if config.final_logit_softcapping or config.attn_logit_softcapping or config.use_bidirectional_attention:
+        raise MismatchError("logit soft-capping and bidirectional attention are not supported", where=str(base.path))
+    return config
+
+
+def _check_weights(base: Base, config: Gemma3TextConfig) -> None:
+    """Refuse weights that are not safetensors of the model's own folder, or far too few for what the model says it is.
+
+    A model is laid out before its weights are read: a lie in its configuration would take any amount of memory.
+
+    Raises:
+        MismatchError: says which.
+    """
+    folder, where = base.path, str(base.path)
+    if (folder / CONFIG_NAME).exists():
+        raise MismatchError(f"the folder of the base model holds an adapter as well: {CONFIG_NAME}", where=where)
+    if (folder / _INDEX).exists():
+        form = {"weight_map": {str: str}}
+        for name in set(reading.read_json(folder / _INDEX, "a model", form, links=True)["weight_map"].values()):
+            if reading.check_listed(folder, name, "a model").suffix != ".safetensors":
+                raise MismatchError(f"its weights are no safetensors: {name}", where=where)
+    heads = config.num_attention_heads + config.num_key_value_heads
+    layer = config.hidden_size * (3 * config.intermediate_size + 2 * heads * config.head_dim)
+    numbers = config.hidden_size * config.vocab_size + config.num_hidden_layers * layer
+    there = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if numbers > there:
+        what = f"its configuration describes {numbers:,} weights, and its files have {there:,} bytes"
+        raise MismatchError(f"a model is damaged: {what}", where=where)
+
+
 def load_model(base: Base, dtype: str, *, weights: bool = True) -> PreTrainedModel:
     """Load the plain base model on the CPU, in `bf16` or `fp32`, frozen and in evaluation mode.
 
@@ -105,30 +212,34 @@ def load_model(base: Base, dtype: str, *, weights: bool = True) -> PreTrainedMod
         weights: without them the model has shapes and dtypes alone, on torch's meta device.
 
     Raises:
-        MismatchError: it is not a Gemma 3 text model, or one with a feature that the training core does not compute.
+        MismatchError: see `read_config`; or its files are damaged.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, Gemma3ForCausalLM
 
-    chosen = torch.bfloat16 if dtype == "bf16" else torch.float32
-    with quiet_libraries():
-        config = AutoConfig.from_pretrained(base.path)
-        if config.model_type != "gemma3_text":
-            raise MismatchError(
-                f"this is a {config.model_type} model, and only Gemma 3 text models are supported",
-                where=f"--model {base.name}",
-                hint="use google/functiongemma-270m-it or a model tuned from it",
-            )
-        if config.final_logit_softcapping or config.attn_logit_softcapping or config.use_bidirectional_attention:
-            raise MismatchError(
-                "logit soft-capping and bidirectional attention are not supported", where=str(base.path)
-            )
+    config, chosen = read_config(base), torch.bfloat16 if dtype == "bf16" else torch.float32
+    _check_weights(base, config)
+    with quiet_libraries(), _loading("the model", base.path):
         if weights:
-            model = AutoModelForCausalLM.from_pretrained(base.path, dtype=chosen, use_safetensors=True)
+            model = Gemma3ForCausalLM.from_pretrained(base.path, config=config, dtype=chosen, use_safetensors=True)
         else:
             with torch.device("meta"):
                 model = AutoModelForCausalLM.from_config(config, dtype=chosen)
     return model.requires_grad_(False).eval()
+
+
+def context_length(path: Path) -> int:
+    """Tokens that the model in a folder has places for."""
+    return _size(path, "max_position_embeddings")
+
+
+def vocabulary(path: Path) -> int:
+    """Tokens that the model in a folder has an embedding for."""
+    return _size(path, "vocab_size")
+
+
+def _size(path: Path, name: str) -> int:
+    return reading.read_json(path / _CONFIG, "a model", {name: int}, links=True)[name]
 
 
 def tokenizer_hash(path: Path) -> str:
@@ -143,10 +254,10 @@ def weights_hash(path: Path) -> str:
 
 def copy_tokenizer(source: Path, target: Path, chat_template: str) -> None:
     """Copy the tokenizer's files unchanged, and write the chat template that the data was rendered with beside them."""
-    for name in _TOKENIZER_FILES:
+    for name in TOKENIZER_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-    (target / "chat_template.jinja").write_text(chat_template, encoding="utf-8")
+    (target / TEMPLATE_NAME).write_text(chat_template, encoding="utf-8")
 
 
 @contextlib.contextmanager

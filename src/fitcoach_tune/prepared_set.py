@@ -7,18 +7,44 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fitcoach_tune import __version__, files, models
+from fitcoach_tune import __version__, files, models, reading
 from fitcoach_tune.dataset import Example
+from fitcoach_tune.dataset.messages import read_messages
 from fitcoach_tune.errors import MismatchError
 from fitcoach_tune.gold import Gold
+from fitcoach_tune.strict_json import Flaw, Maybe, misfit, parse_json
+from fitcoach_tune.tools import normalise_tools
 from fitcoach_tune.training.batches import TokenizedRow
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 FORMAT = 2
 MANIFEST = "manifest.json"
+_TEMPLATE, _TOOLSETS = "chat_template.jinja", "toolsets.json"
+_FILES = {_TEMPLATE, _TOOLSETS, "train.arrow", "test.arrow"}
+_TEXT = Maybe(str, missing=False)
+_FORM = {
+    "versions": {"fitcoach_tune": str},
+    "source": {"name": str, "revision": _TEXT, "sha256": str, "tools_sha256": _TEXT, "notes": [str]},
+    "settings": {
+        "dataset": str, "revision": _TEXT, "tools": _TEXT, "seed": int,
+        "max_length": int, "excess_length": str, "test_size": float, "split": str,
+    },
+    "model": {"name": str, "tokenizer_sha256": str},
+    "rows": dict.fromkeys(("read", "dropped", "train", "test"), int),
+    "tokens": {str: int},
+    "prefix": {"tokens": int},
+    "split": dict,
+    "developer": _TEXT,
+    "files": {str: str},
+    **dict.fromkeys(("data_sha256", "tools_sha256", "template_sha256"), str),
+}  # fmt: skip
+_WHAT = "a prepared set"
 
 
 @dataclass(frozen=True)
@@ -33,22 +59,39 @@ class PreparedRow(TokenizedRow):
 
 
 class PreparedSplit(Sequence[TokenizedRow]):
-    """The rows of one split, read from a memory-mapped Arrow file when they are asked for."""
+    """The rows of one split, read from a memory-mapped Arrow file when they are asked for.
+
+    Raises:
+        MismatchError: the file holds no such rows.
+    """
 
     def __init__(self, path: Path, toolsets: list[list[dict]]):
-        import pyarrow as pa
-
-        with pa.memory_map(str(path)) as source:
-            self._table = pa.ipc.open_file(source).read_all()
-        self._toolsets = toolsets
+        self._path, self._toolsets = path, toolsets
+        self._table = _read_table(path)
         self._ids = self._column("input_ids")
         self._starts, self._ends = self._column("span_starts"), self._column("span_ends")
+        self._check()
 
     def _column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         column = self._table[name].combine_chunks()
         if isinstance(column, list) or not len(column):
             return np.zeros(1, np.int64), np.zeros(0, np.int32)
         return column.offsets.to_numpy(), column.values.to_numpy()
+
+    def _check(self) -> None:
+        (offsets, ids), (places, starts), (end_places, ends) = self._ids, self._starts, self._ends
+        counts = np.diff(places)
+        rows = np.repeat(np.arange(len(counts)), counts)
+        toolsets = self._table["toolset"].to_numpy()
+        sound = (
+            np.array_equal(places, end_places)
+            and bool((counts > 0).all() and (ids >= 0).all() and (starts > 0).all() and (starts < ends).all())
+            and bool((ends <= np.diff(offsets)[rows]).all())
+            and not ((starts[1:] < ends[:-1]) & (rows[1:] == rows[:-1])).any()
+            and bool(((toolsets >= 0) & (toolsets < len(self._toolsets))).all())
+        )
+        if not sound:
+            raise _damaged(self._path, "its spans, tokens or tools are none")
 
     def __len__(self) -> int:
         return self._table.num_rows
@@ -57,12 +100,50 @@ class PreparedSplit(Sequence[TokenizedRow]):
         cut = [v[o[index] : o[index + 1]] for o, v in (self._ids, self._starts, self._ends)]
         return TokenizedRow(cut[0], tuple(zip(cut[1].tolist(), cut[2].tolist(), strict=True)))
 
+    @property
+    def largest_token(self) -> int:
+        """The largest token id; -1 without rows."""
+        return int(self._ids[1].max(initial=-1))
+
+    @property
+    def shortest_prompt(self) -> int | None:
+        """The fewest tokens before a row's first supervised one; None without rows."""
+        return int(self._starts[1].min()) if len(self) else None
+
     def example(self, index: int) -> Example:
-        """The conversation that a row was made from."""
+        """The conversation that a row was made from.
+
+        Raises:
+            MismatchError: it is none.
+        """
         names = ("messages", "toolset", "origin", "acceptable")
         messages, toolset, origin, acceptable = (self._table[name][index].as_py() for name in names)
-        gold = Gold.from_json(json.loads(acceptable)) if acceptable else None
-        return Example(json.loads(messages), self._toolsets[toolset], origin, gold)
+        try:
+            gold = Gold.from_json(parse_json(acceptable)) if acceptable else None
+            return Example(read_messages(messages), self._toolsets[toolset], origin, gold)
+        except Flaw as flaw:
+            raise _damaged(self._path, f"row {index}: {flaw}") from None
+
+
+def _read_table(path: Path) -> pa.Table:
+    import pyarrow as pa
+
+    try:
+        with pa.memory_map(str(path)) as source:
+            table = pa.ipc.open_file(source).read_all()
+        table.validate(full=True)  # or an offset that lies would be followed, to wherever it points
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(path, f"not readable: {' '.join(str(error).split())}") from None
+    optional = {"acceptable"}
+    if table.schema.remove_metadata() != _schema() or any(
+        table[name].null_count for name in table.schema.names if name not in optional
+    ):
+        raise _damaged(path, "it has other columns")
+    return table
+
+
+def _damaged(path: Path, what: str) -> MismatchError:
+    return MismatchError(f"{_WHAT} is damaged: {what}", where=str(path), hint="run prepare again")
 
 
 @dataclass(frozen=True)
@@ -75,7 +156,12 @@ class PreparedSet:
     @cached_property
     def toolsets(self) -> list[list[dict]]:
         """The distinct lists of tools that rows were rendered with."""
-        return files.read_json(self.path / "toolsets.json", "a prepared set")
+        path = self.path / _TOOLSETS
+        found = reading.read_json(path, _WHAT, [list])
+        try:
+            return [normalise_tools(tools) for tools in found]
+        except Flaw as flaw:
+            raise _damaged(path, str(flaw)) from None
 
     @cached_property
     def train(self) -> PreparedSplit:
@@ -88,11 +174,18 @@ class PreparedSet:
     @property
     def prefix(self) -> np.ndarray:
         """int32 [P]: the tokens that every row starts with."""
-        return self.train[0].input_ids[: self.manifest["prefix"]["tokens"]]
+        size = self.manifest["prefix"]["tokens"]
+        prompts = [part.shortest_prompt for part in (self.train, self.test) if len(part)]
+        if not 0 <= size < min(prompts, default=0):
+            raise _damaged(self.path / MANIFEST, f"rows do not share their first {size} tokens")
+        return self.train[0].input_ids[:size]
 
     @property
     def chat_template(self) -> str:
-        return (self.path / "chat_template.jinja").read_text(encoding="utf-8")
+        try:
+            return (self.path / _TEMPLATE).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise _damaged(self.path / _TEMPLATE, str(error)) from None
 
     def common_prompt(self) -> dict[str, Any] | None:
         """The developer text and tools that all rows share: {"developer": …, "tools": […]}, or None if they differ."""
@@ -107,19 +200,26 @@ def open_set(path: Path) -> PreparedSet:
     Raises:
         MismatchError: it is not a prepared set, was made by another format version, or a file has changed.
     """
-    manifest = files.read_json(path / MANIFEST, "a prepared set")
+    manifest = reading.read_json(path / MANIFEST, _WHAT)
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise MismatchError("this is not a prepared set of this version", where=str(path), hint="run prepare again")
+    if flaw := misfit(manifest, _FORM):
+        raise _damaged(path / MANIFEST, str(flaw))
     for name, expected in manifest["files"].items():
-        file = path / Path(name).name
-        if not file.is_file() or files.sha256_file(file) != expected:
-            state = "has changed since it was prepared" if file.is_file() else "is missing"
-            raise MismatchError(f"{name} {state}", where=str(path), hint="run prepare again")
+        file = reading.check_listed(path, name, _WHAT)
+        if not file.exists():
+            raise MismatchError(f"{name} is missing", where=str(path), hint="run prepare again")
+        reading.check_own(file, _WHAT)
+        if files.sha256_file(file) != expected:
+            what = f"{name} has changed since it was prepared"
+            raise MismatchError(what, where=str(path), hint="run prepare again")
+    if unlisted := sorted(_FILES - manifest["files"].keys()):
+        raise _damaged(path / MANIFEST, f"it does not list {unlisted[0]}")
     return PreparedSet(path, manifest)
 
 
 def check_base(prepared: PreparedSet, base: models.Base) -> None:
-    """Refuse a prepared set whose token ids are another tokenizer's.
+    """Refuse a prepared set whose token ids are another tokenizer's, or that the model has no embedding for.
 
     Raises:
         MismatchError: says what differs.
@@ -131,6 +231,10 @@ def check_base(prepared: PreparedSet, base: models.Base) -> None:
             where=str(prepared.path),
             hint=f"run prepare with --model {base.name}",
         )
+    largest, size = max(part.largest_token for part in (prepared.train, prepared.test)), models.vocabulary(base.path)
+    if largest >= size:
+        what = f"it has token {largest}, and {base.name} has a vocabulary of {size}"
+        raise MismatchError(what, where=str(prepared.path), hint=f"run prepare with --model {base.name}")
 
 
 def versions() -> dict[str, str]:
@@ -155,8 +259,8 @@ def write_set(
         for name, part in zip(("train", "test"), parts, strict=True):
             numbers = [order[keys[id(examples[row.example].tools)]] for row in part]
             _write_arrow(staged / f"{name}.arrow", part, numbers, examples)
-        (staged / "toolsets.json").write_text(files.to_json(list(toolsets.values())), encoding="utf-8")
-        (staged / "chat_template.jinja").write_text(template, encoding="utf-8")
+        (staged / _TOOLSETS).write_text(files.to_json(list(toolsets.values())), encoding="utf-8")
+        (staged / _TEMPLATE).write_text(template, encoding="utf-8")
         manifest["toolsets"] = len(toolsets)
         manifest["tools_sha256"] = files.sha256_json(sorted(toolsets))
         manifest["template_sha256"] = files.sha256_text(template)
@@ -165,21 +269,30 @@ def write_set(
         (staged / MANIFEST).write_text(files.to_json(manifest), encoding="utf-8")
 
 
-def _write_arrow(path: Path, rows: list[PreparedRow], toolsets: list[int], examples: list[Example]) -> None:
+def _schema() -> pa.Schema:
     import pyarrow as pa
 
     ints = pa.list_(pa.int32())
+    columns = {"input_ids": ints, "span_starts": ints, "span_ends": ints, "messages": pa.string()}
+    columns |= {"toolset": pa.int32(), "origin": pa.string(), "acceptable": pa.string()}
+    return pa.schema(list(columns.items()))
+
+
+def _write_arrow(path: Path, rows: list[PreparedRow], toolsets: list[int], examples: list[Example]) -> None:
+    import pyarrow as pa
+
     used = [examples[row.example] for row in rows]
     table = pa.table(
         {
-            "input_ids": pa.array([row.input_ids for row in rows], ints),
-            "span_starts": pa.array([[s for s, _ in row.spans] for row in rows], ints),
-            "span_ends": pa.array([[e for _, e in row.spans] for row in rows], ints),
-            "messages": pa.array([_as_text(example.messages) for example in used], pa.string()),
-            "toolset": pa.array(toolsets, pa.int32()),
-            "origin": pa.array([example.origin for example in used], pa.string()),
-            "acceptable": pa.array([e.acceptable and _as_text(e.acceptable.as_json()) for e in used], pa.string()),
-        }
+            "input_ids": [row.input_ids for row in rows],
+            "span_starts": [[s for s, _ in row.spans] for row in rows],
+            "span_ends": [[e for _, e in row.spans] for row in rows],
+            "messages": [_as_text(example.messages) for example in used],
+            "toolset": toolsets,
+            "origin": [example.origin for example in used],
+            "acceptable": [e.acceptable and _as_text(e.acceptable.as_json()) for e in used],
+        },
+        _schema(),
     )
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitcoach_tune import hub, runs
+from fitcoach_tune import hub, reading, runs
 from fitcoach_tune.console import SILENT, Console
 from fitcoach_tune.errors import ConfigError, MismatchError
 from fitcoach_tune.publish import selection
@@ -83,7 +83,7 @@ def planned(adapter: str, options: Options, ui: Console = SILENT) -> Iterator[Pl
         ConfigError: no repository is named, or its name cannot be one; the adapter is not a folder.
         MismatchError: the run should not be published; see `selection.check_run` and `merging.merge`.
     """
-    if not Path(adapter).expanduser().is_dir():
+    if not reading.user_path(adapter, "--adapter").is_dir():
         raise ConfigError("only a run on this machine can be pushed", where=f"--adapter {adapter}")
     run = runs.open_run(adapter)
     repo_id = options.repo_id or run.record.get("config", {}).get("hub_model_id")

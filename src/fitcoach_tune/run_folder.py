@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitcoach_tune import files, models, prepared_set, runs
+from fitcoach_tune import files, models, prepared_set, reading, runs
 from fitcoach_tune.config import Config
 from fitcoach_tune.console import Console
 from fitcoach_tune.errors import OutputError
@@ -81,7 +81,7 @@ def find_checkpoint(output: Path, config: Config, force: bool, ui: Console) -> C
             return checkpoint.newest(output / CHECKPOINTS, ui.warn)
         ui.note("no run has begun there yet: starting at the beginning")
         return None
-    found = checkpoint.read(Path(wanted).expanduser()) if wanted else None
+    found = checkpoint.read(reading.user_path(wanted, "--resume-from-checkpoint")) if wanted else None
     if has_begun(output) and not (found and is_inside(found, output)):
         steps = checkpoint.steps(output / CHECKPOINTS)
         goes_on = f"`{resume_command(config)}` goes on with it; " if steps else ""
@@ -113,14 +113,9 @@ def check_room(output: Path, config: Config, base: Base, found: Checkpoint | Non
     Raises:
         OutputError: names the folder and the bytes.
     """
-    from transformers import AutoConfig
-
     from fitcoach_tune.training import checkpoint
 
-    model = AutoConfig.from_pretrained(base.path)
-    if model.model_type != "gemma3_text":
-        return  # it will be refused when it is loaded
-    lora, state = checkpoint.sizes(model, config)
+    lora, state = checkpoint.sizes(models.read_config(base), config)
     there = len(checkpoint.steps(output / CHECKPOINTS)) if found and is_inside(found, output) else 0
     # While one is written, those that are kept are still there; of a long row of them the first are enough to try.
     more = min(3, max(1, limit(config) + 1 - there)) if config.save_steps != 0 else 0

@@ -6,14 +6,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fitcoach_tune import files, functiongemma, hub, models
-from fitcoach_tune.errors import AccessError, MismatchError
+from fitcoach_tune import files, functiongemma, hub, models, reading
+from fitcoach_tune.errors import AccessError, DataError, MismatchError
+from fitcoach_tune.strict_json import Maybe
+from fitcoach_tune.tools import check_tools
 from fitcoach_tune.training.names import CONFIG_NAME, WEIGHTS_NAME
 
 RUN_NAME = "run.json"
 PROMPT_NAME = "prompt.json"
 RUNS_FOLDER = Path("output")
-_ADAPTER_FILES = [CONFIG_NAME, WEIGHTS_NAME, RUN_NAME, PROMPT_NAME, "tokenizer*.json", "*.jinja"]
+_OWN_FILES = (CONFIG_NAME, WEIGHTS_NAME, RUN_NAME, PROMPT_NAME, *models.TOKENIZER_FILES, models.TEMPLATE_NAME)
+_DTYPES = ("bf16", "fp32")
+# Of run.json, what more than its readers' own messages depend on.
+_RECORD = {
+    "base": Maybe({"name": str, "revision": Maybe(str, missing=False), "tokenizer_sha256": str, "weights_sha256": str}),
+    "config": Maybe({"dtype": Maybe(str), "hub_model_id": Maybe(str)}),
+    "data": Maybe(
+        {
+            "path": str,
+            "source": {"sha256": str},
+            "data_sha256": str,
+            "tools_sha256": str,
+            "template_sha256": str,
+        }
+    ),
+    "files": Maybe({str: str}),
+}
+_PROMPT = {"developer": Maybe(str), "tools": list}
 
 
 @dataclass(frozen=True)
@@ -37,9 +56,10 @@ class Run:
         """The base model's name and revision."""
         if base := self.record.get("base"):
             return base["name"], base["revision"]
-        config = _read_object(self.path / CONFIG_NAME, "an adapter")
+        form = {"base_model_name_or_path": Maybe(str), "revision": Maybe(str)}
+        config = reading.read_json(self.path / CONFIG_NAME, "an adapter", form)
         name = config.get("base_model_name_or_path")
-        if not isinstance(name, str) or not name:
+        if not name:
             raise MismatchError("the adapter does not name its base model", where=str(self.path), hint="give --model")
         return name, config.get("revision")
 
@@ -50,7 +70,8 @@ class Run:
 
     @property
     def dtype(self) -> str:
-        return self.record.get("config", {}).get("dtype", "bf16")
+        """Precision of the base that it was trained on."""
+        return self.record.get("config", {}).get("dtype") or _DTYPES[0]
 
     def prompt(self, tools: list[dict] | None = None) -> dict[str, Any]:
         """What stands before a question: {"developer": …, "tools": […], "trained_with": […] or None}.
@@ -59,10 +80,11 @@ class Run:
             tools: to declare instead of those that the adapter was trained with.
 
         Raises:
-            MismatchError: no tools are given, and the adapter names none or was trained with several sets of them.
+            MismatchError: no tools are given, and the adapter names none or was trained with several sets of them; or
+                what it names cannot be used.
         """
         file = self.path / PROMPT_NAME
-        saved = files.read_json(file, "a run directory") if file.is_file() else None
+        saved = _read_prompt(file) if file.is_file() else None
         if not saved and not tools:
             raise MismatchError(
                 "this adapter does not say which tools it was trained with", where=str(self.path), hint="give --tools"
@@ -81,32 +103,51 @@ def open_run(name: str, option: str = "--adapter") -> Run:
         AccessError: there is no such folder or repository.
         MismatchError: it is not an adapter, or a file differs from its record.
     """
-    path, commit = Path(name).expanduser(), None
+    path, commit = reading.user_path(name, option), None
     if not path.is_dir():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise AccessError("no such folder", where=f"{option} {name}", hint="train first, or name a finished run")
         repo_id, _, revision = name.partition("@")
-        path = hub.download(repo_id, revision or None, _ADAPTER_FILES, what="adapter")
+        path = hub.download(repo_id, revision or None, _OWN_FILES, what="adapter")
         commit = path.name
     if not (path / CONFIG_NAME).is_file() or not (path / WEIGHTS_NAME).is_file():
         raise MismatchError(
             "this folder holds no finished adapter", where=str(path), hint="train to the end, or name another folder"
         )
-    _read_object(path / CONFIG_NAME, "an adapter")
-    record = _read_object(path / RUN_NAME, "a run directory") if (path / RUN_NAME).is_file() else {}
+    for file in filter(lambda file: (path / file).exists(), _OWN_FILES):
+        reading.check_own(path / file, "an adapter")
+    reading.read_json(path / CONFIG_NAME, "an adapter", {})
+    record = _read_record(path / RUN_NAME) if (path / RUN_NAME).is_file() else {}
     for file, expected in record.get("files", {}).items():
-        if (path / Path(file).name).is_file() and files.sha256_file(path / Path(file).name) != expected:
+        own = reading.check_listed(path, file, "a run directory")
+        if not own.exists():
+            continue
+        reading.check_own(own, "a run directory")
+        if files.sha256_file(own) != expected:
             raise MismatchError(
                 f"{file} has changed since it was saved", where=str(path), hint="train or download it again"
             )
     return Run(name, path, record, commit)
 
 
-def _read_object(path: Path, what: str) -> dict[str, Any]:
-    value = files.read_json(path, what)
-    if not isinstance(value, dict):
-        raise MismatchError(f"{what} is damaged: the file holds no JSON object", where=str(path))
-    return value
+def _read_record(path: Path) -> dict[str, Any]:
+    record = reading.read_json(path, "a run directory", _RECORD)
+    record = {key: value for key, value in record.items() if value is not None}
+    dtype = record.get("config", {}).get("dtype")
+    if dtype not in (None, *_DTYPES):
+        raise MismatchError(f"a run directory is damaged: config.dtype is {dtype!r}", where=str(path))
+    return record
+
+
+def _read_prompt(path: Path) -> dict[str, Any]:
+    """What an adapter was trained with; its tools are as sound as those of rows, or it is refused."""
+    saved = reading.read_json(path, "an adapter", _PROMPT)
+    try:
+        tools = check_tools(saved["tools"], path.name) if saved["tools"] else []
+    except DataError as error:
+        what = f"the adapter's tools cannot be used: {'; '.join([error.what, *error.details])}"
+        raise MismatchError(what, where=str(path), hint="train or download it again") from None
+    return {"developer": saved.get("developer"), "tools": tools}
 
 
 def newest_run(folder: Path = RUNS_FOLDER) -> str:

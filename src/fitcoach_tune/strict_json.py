@@ -11,6 +11,8 @@ from dataclasses import dataclass
 MAX_DEPTH = 100
 """Nesting beyond which a value is refused: far more than a call needs, far less than Python's stack."""
 
+_LONGEST_KEY = 80
+
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _SURROGATE_TEXT = "half of a surrogate pair (\\ud800 to \\udfff) is not a character; write the whole character"
 
@@ -108,9 +110,16 @@ def _find_flaw(value: object, depth: int) -> tuple[list[str], str] | None:
             return [], f"in a key: {_SURROGATE_TEXT}"
         if found := _find_flaw(inner, depth + 1):
             # The path is put together only on the way out: values without a flaw pay nothing for it.
-            found[0].append(f".{key}" if isinstance(key, str) else f"[{key}]")
+            found[0].append(_step(key))
             return found
     return None
+
+
+def _step(key: object) -> str:
+    """How a key or an index continues a path."""
+    if not isinstance(key, str):
+        return f"[{key}]"
+    return f".{key}" if key.isprintable() and len(key) <= _LONGEST_KEY else f".{quote(key)}"
 
 
 def parse_json(data: bytes | str) -> object:
@@ -131,6 +140,47 @@ def parse_cell(value: object, field: str) -> object:
         raise Flaw(field, str(flaw)) from None
 
 
+# Values of a known form -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Maybe:
+    """In a form: a part that may be null, and unless `missing` is false may be missing."""
+
+    form: object
+    missing: bool = True
+
+
+def misfit(value: object, form: object, field: str = "") -> Flaw | None:
+    """The first part of a JSON value that is not of the wanted form, or None.
+
+    Args:
+        form: a type (`float` stands for any number), a list with the form of all items, a dict with the forms of the
+            keys that there must be (others may be there as well), a dict whose only key is the type `str` with the form
+            of all values, or a `Maybe`.
+        field: the path of the value.
+    """
+    if isinstance(form, Maybe):
+        return None if value is None else misfit(value, form.form, field)
+    if isinstance(form, type):
+        kinds = (int, float) if form is float else form
+        fits = isinstance(value, kinds) and (form is bool or not isinstance(value, bool))
+        return None if fits else Flaw(field, f"must be {_NAMES[form]}, not {kind(value)}")
+    if not isinstance(value, type(form)):
+        return Flaw(field, f"must be {_NAMES[type(form)]}, not {kind(value)}")
+    if isinstance(value, list):
+        parts = [(f"{field}[{index}]", item, form[0]) for index, item in enumerate(value)]
+    elif str in form:
+        parts = [(f"{field}{_step(key)}", item, form[str]) for key, item in value.items()]
+    else:
+        needed = [key for key, part in form.items() if not (isinstance(part, Maybe) and part.missing)]
+        if absent := [key for key in needed if key not in value]:
+            return Flaw(field, f"has no {absent[0]}")
+        parts = [(f"{field}.{key}", value.get(key), part) for key, part in form.items()]
+    found = (misfit(item, part, place.removeprefix(".")) for place, item, part in parts)
+    return next(filter(None, found), None)
+
+
 def shorten(text: str, limit: int = 80) -> str:
     """`text` cut to what an error message can quote."""
     return text if len(text) <= limit else f"{text[:limit]}…"
@@ -141,7 +191,17 @@ def quote(text: str) -> str:
     return repr(shorten(text))
 
 
+_NAMES = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    bool: "a boolean",
+    type(None): "null",
+    int: "a whole number",
+    float: "a number",
+}
+
+
 def kind(value: object) -> str:
     """What JSON calls the type of `value`, with its article, for messages."""
-    names = {dict: "an object", list: "a list", str: "text", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number")
+    return "a number" if type(value) is int else _NAMES.get(type(value), "a number")

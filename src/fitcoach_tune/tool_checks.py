@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import islice
 
 from fitcoach_tune import functiongemma
 from fitcoach_tune.strict_json import quote, shorten
+from fitcoach_tune.tool_schemas import TooMuch, errors_of, make_validator, path_of
 
 _ERRORS_PER_CALL = 10
 _COMBINATORS = ("allOf", "anyOf", "oneOf", "not", "if", "$ref", "$dynamicRef", "patternProperties")
@@ -61,25 +62,10 @@ def _split(problem: str) -> tuple[str, str]:
 
 def _compile(tool: dict) -> tuple[object | None, list[tuple[str, str]]]:
     """The validator of a tool's arguments, or None, and the tool's problems as (path, what)."""
-    from jsonschema import Draft202012Validator
-    from jsonschema.exceptions import SchemaError
-    from referencing import Registry
-
     problems = [_split(problem) for problem in functiongemma.tool_problems(tool)]
-    schema = closed(tool["function"].get("parameters", {}), is_top=True)
-    try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        what = f"not valid JSON Schema: {shorten(error.message, 200)}"
-        problems.append((f"parameters{_path(error.absolute_path)}", what))
-    except RecursionError:
-        problems.append(("parameters", "nested too deeply to be checked; flatten it"))
-    # The empty registry keeps a `$ref` to an address or file in somebody's data from being fetched.
-    return None if problems else Draft202012Validator(schema, registry=Registry()), problems
-
-
-def _path(parts: Iterable[str | int]) -> str:
-    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts)
+    validator, more = make_validator(closed(tool["function"].get("parameters", {}), is_top=True))
+    problems += [(f"parameters{path}", what) for path, what in more]
+    return None if problems else validator, problems
 
 
 def closed(schema: dict, *, is_top: bool = False) -> dict:
@@ -109,7 +95,10 @@ def closed(schema: dict, *, is_top: bool = False) -> dict:
 
 def _schema_problems(validator: object, arguments: dict) -> Iterator[tuple[str, str]]:
     try:
-        errors = list(islice(validator.iter_errors(arguments), _ERRORS_PER_CALL))
+        errors = list(islice(errors_of(validator, arguments), _ERRORS_PER_CALL))
+    except TooMuch as error:
+        yield "arguments", f"cannot be checked against the tool's schema: {shorten(str(error), 200)}"
+        return
     except Exception as error:  # the schema is data: a reference that leads nowhere, or round in a circle
         what = f"cannot be checked against the tool's schema: {type(error).__name__}: {shorten(str(error), 200)}"
         yield "arguments", what
@@ -120,4 +109,4 @@ def _schema_problems(validator: object, arguments: dict) -> Iterator[tuple[str, 
             declared = list(error.schema.get("properties", {}))
             unknown = next(key for key in error.instance if key not in declared)
             what = f"unknown argument {quote(unknown)}; declared: {', '.join(declared) or 'none'}"
-        yield f"arguments{_path(error.absolute_path)}", what
+        yield f"arguments{path_of(error.absolute_path)}", what

@@ -10,11 +10,15 @@ import codecs
 import contextlib
 import difflib
 import importlib
+import json
 import operator
 import os
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from fitcoach_tune import builtin
 from fitcoach_tune.errors import DataError
@@ -48,15 +52,27 @@ def read_tools(source: str) -> list[dict]:
     else:
         what = f"cannot tell what tools {quote(source)} means"
         raise DataError(what, hint=f"give a .json file, module:object or one of {', '.join(builtin.NAMES)}")
+    return check_tools(loaded, source)
+
+
+def check_tools(value: object, where: str) -> list[dict]:
+    """Tools in the common form, each of which the wire format can carry and is valid JSON Schema.
+
+    Args:
+        where: they come from, for messages.
+
+    Raises:
+        DataError: they are not; lists the problems.
+    """
     try:
-        tools = normalise_tools(loaded)
+        tools = normalise_tools(value)
     except Flaw as flaw:
-        raise DataError(str(flaw), where=source, hint="correct the tool and run again") from None
+        raise DataError(str(flaw), where=where, hint="correct the tool and run again") from None
     if not tools:
-        raise DataError("there are no tools in it", where=source, hint="declare at least one function")
-    problems = [f"{where}: {what}" for where, what in CallChecker().tool_problems(tools)]
+        raise DataError("there are no tools in it", where=where, hint="declare at least one function")
+    problems = [f"{place}: {what}" for place, what in CallChecker().tool_problems(tools)]
     if problems:
-        raise DataError("the tools cannot be used", where=source, details=problems, hint="correct them and run again")
+        raise DataError("the tools cannot be used", where=where, details=problems, hint="correct them and run again")
     return tools
 
 
@@ -73,8 +89,11 @@ def local_path(source: str) -> tuple[Path, bool]:
 
 
 def _json_file(source: str) -> object:
+    path = local_path(source)[0]
     try:
-        data = local_path(source)[0].read_bytes()
+        if path.exists() and not path.is_file():  # a device or a pipe may have no end
+            raise OSError("it is no regular file")
+        data = path.read_bytes()
     except (OSError, ValueError) as error:
         what = f"cannot be read: {getattr(error, 'strerror', None) or error}"
         raise DataError(what, where=source, hint="check the path of the tools") from None
@@ -87,38 +106,70 @@ def _json_file(source: str) -> object:
 
 def _module_object(source: str) -> object:
     """Imports `module:object`; every function in it becomes a schema."""
+    value = module_object(source)
+    with _anybody(source, "it cannot be looked at"):
+        if isinstance(value, (list, tuple)):
+            return [_as_schema(item, source) for item in value]
+        return _as_schema(value, source)
+
+
+def module_object(source: str) -> Any:
+    """The object that `module:object` names; the module is imported, once in a process.
+
+    Raises:
+        DataError: there is no such module or object, or importing or naming it fails, in whatever way.
+    """
     module_name, _, attribute = source.partition(":")
     directory = os.getcwd()
     sys.path.insert(0, directory)
     try:
         importlib.invalidate_caches()  # the module may have been written after Python last listed the directory
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        ours = error.name is not None and (module_name + ".").startswith(error.name + ".")
-        what = f"there is no module {error.name!r}" if ours else f"importing it failed: {error}"
-        raise DataError(what, where=source, hint="run in the folder that holds the module, or install it") from None
-    except (Exception, SystemExit) as error:  # the module is somebody's program: it can fail in any way
-        what = f"importing it failed: {type(error).__name__}: {error}"
-        raise DataError(what, where=source, hint="make `import` of the module work on its own first") from error
+        with _anybody(source, "importing it failed", "make `import` of the module work on its own first"):
+            module = _import(module_name, source)
     finally:
         with contextlib.suppress(ValueError):
             sys.path.remove(directory)
+    with _anybody(source, f"{attribute} cannot be taken from it"):
+        try:
+            return operator.attrgetter(attribute)(module)
+        except AttributeError:
+            near = difflib.get_close_matches(attribute, vars(module), n=1)
+            hint = f"did you mean {module_name}:{near[0]}?" if near else f"define {attribute} in {module_name}"
+            raise DataError(f"the module has no {attribute!r}", where=source, hint=hint) from None
+
+
+def _import(name: str, source: str) -> ModuleType:
     try:
-        value = operator.attrgetter(attribute)(module)
-    except AttributeError:
-        near = difflib.get_close_matches(attribute, dir(module), n=1)
-        hint = f"did you mean {module_name}:{near[0]}?" if near else f"define {attribute} in {module_name}"
-        raise DataError(f"the module has no {attribute!r}", where=source, hint=hint) from None
-    if isinstance(value, (list, tuple)):
-        return [_as_schema(item, source) for item in value]
-    return _as_schema(value, source)
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        ours = isinstance(error.name, str) and (name + ".").startswith(error.name + ".")
+        what = f"there is no module {error.name!r}" if ours else f"importing it failed: {_text(error)}"
+        raise DataError(what, where=source, hint="run in the folder that holds the module, or install it") from None
+
+
+@contextlib.contextmanager
+def _anybody(source: str, what: str, hint: str = "give functions or JSON Schemas") -> Iterator[None]:
+    """Around what runs somebody's program, which can fail in any way, or try to exit."""
+    try:
+        yield
+    except (DataError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        raise DataError(f"{what}: {type(error).__name__}: {_text(error)}", where=source, hint=hint) from None
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return " ".join(str(error).split())
+    except BaseException:  # an exception's own text is made by somebody's program, too
+        return "it does not say why"
 
 
 def _as_schema(value: object, source: str) -> object:
     if not callable(value):
         if flaw := find_flaw(value):
             raise DataError(str(flaw), where=source, hint="give functions or JSON Schemas")
-        return value
+        return json.loads(json.dumps(value))  # plain values, whose methods are nobody's
     from transformers.utils import get_json_schema
 
     try:
@@ -126,7 +177,7 @@ def _as_schema(value: object, source: str) -> object:
     except Exception as error:  # besides its own two, it lets through whatever inspecting an odd callable raises
         name = getattr(value, "__name__", type(value).__name__)
         hint = "give the function type hints and a Google-style docstring with an Args section"
-        raise DataError(f"no schema can be made of {name}: {error}", where=source, hint=hint) from None
+        raise DataError(f"no schema can be made of {name}: {_text(error)}", where=source, hint=hint) from None
 
 
 # One form -------------------------------------------------------------------------------------------------------------

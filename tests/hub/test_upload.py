@@ -7,7 +7,8 @@ import hashlib
 import pytest
 
 from fitcoach_tune.console import Console
-from fitcoach_tune.publish.failures import pause_for, without_secrets
+from fitcoach_tune.hub import without_secrets
+from fitcoach_tune.publish.failures import pause_for
 from fitcoach_tune.publish.repository import File, Target
 from fitcoach_tune.publish.upload import Uploader
 

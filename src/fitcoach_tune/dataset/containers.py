@@ -6,17 +6,19 @@ import codecs
 import hashlib
 import json
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from errno import EINVAL
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
-from fitcoach_tune import builtin, hub
+from fitcoach_tune import builtin, hub, reading
 from fitcoach_tune.dataset import bfcl
 from fitcoach_tune.dataset.forms import COLUMNS, FORMS_TEXT
-from fitcoach_tune.errors import AccessError, DataError
-from fitcoach_tune.strict_json import Flaw, decode_json, find_flaw, kind, parse_json, quote
+from fitcoach_tune.errors import AccessError, DataError, MismatchError
+from fitcoach_tune.strict_json import Flaw, Maybe, decode_json, find_flaw, kind, parse_json, quote
 from fitcoach_tune.tools import local_path
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ _SUFFIXES = (*_JSON_SUFFIXES, ".parquet")
 _SUFFIXES_TEXT = ".jsonl, .json or .parquet"
 _HOLDERS = ("rows", "data")
 _BATCH_ROWS = 256
+_LONGEST_LINE = 1 << 26
+_SAVED = "a saved dataset"
+_STATE = {"_data_files": [{"filename": str}], "_indices_data_files": Maybe([{"filename": str}])}
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 Items = Iterator[tuple[str, object]]
@@ -111,6 +116,8 @@ def _open_file(path: Path, source: str, label: str, counts: Counter[str]) -> Row
         what = f"rows cannot be read from a {path.suffix} file" if path.suffix else "the file's name has no suffix"
         raise DataError(what, where=source, hint=f"give a {_SUFFIXES_TEXT} file")
     try:
+        if not path.is_file():  # a device or a pipe may have no end
+            raise OSError(EINVAL, "it is no regular file")
         digest = _digest(path)
     except OSError as error:
         hint = "check that it is a readable file of that kind"
@@ -128,18 +135,29 @@ def _text_items(path: Path, label: str, counts: Counter[str]) -> Items:
 
 def _jsonl_items(path: Path, label: str, counts: Counter[str]) -> Items:
     """One line at a time, so that only the examples themselves stay in memory."""
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
+    with path.open("rb") as file:
+        for number, line in enumerate(_lines(file), start=1):
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if not line.strip():
                 counts["blank lines skipped"] += 1
                 continue
             try:
+                if len(line) > _LONGEST_LINE:
+                    raise Flaw("", f"a line has at most {_LONGEST_LINE:,} bytes")
                 row = parse_json(line.rstrip(b"\r\n"))
             except Flaw as flaw:
                 row = flaw
             yield f"{label}:{number}", row
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file, of one that is too long little more than may be in it."""
+    while line := file.readline(_LONGEST_LINE + 1):
+        rest = line
+        while rest and not rest.endswith(b"\n"):
+            rest = file.readline(_LONGEST_LINE + 1)
+        yield line
 
 
 def _json_items(path: Path, label: str, counts: Counter[str]) -> Items:
@@ -186,18 +204,20 @@ def _known_columns(names: Iterable[str], where: str) -> list[str]:
 
 def _columnar_items(batches: Iterator[pyarrow.Table], label: str, digest: hashlib._Hash | None = None) -> Items:
     """The rows of Arrow tables; each is added to `digest`, if given, as JSON on a line."""
-    from pyarrow import ArrowException
-
     index = 0
     try:
         for batch in batches:
+            batch.validate(full=True)  # or an offset that lies would be followed, to wherever it points
             for row in batch.to_pylist():
                 if digest:
                     digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
                 yield f"{label}[{index}]", find_flaw(row) or row
                 index += 1
-    except (ArrowException, OSError, ValueError) as error:  # damaged; ValueError: text in it that is not UTF-8
-        raise DataError(f"cannot be read: {error}", where=label, hint="write the file again") from None
+    except DataError:
+        raise
+    except Exception as error:  # damaged: text that is not UTF-8, a time in no zone, whatever Arrow's types allow
+        why = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"cannot be read: {why}", where=label, hint="write the file again") from None
 
 
 def _parquet_batches(path: Path, label: str) -> Iterator[pyarrow.RecordBatch]:
@@ -231,14 +251,29 @@ def _open_saved(path: Path, source: str, split: str | None) -> Rows:
         hint = f"give a folder written by datasets' save_to_disk, or name the {_SUFFIXES_TEXT} file itself"
         raise DataError("the folder does not hold a saved dataset", where=source, hint=hint)
     try:
+        _check_saved(path)
         loaded = datasets.load_from_disk(str(path))
+    except MismatchError as error:
+        raise DataError(error.what, where=error.where, hint="save it again with save_to_disk") from None
     except Exception as error:  # a damaged folder fails in whatever its broken part raises
-        what = f"the saved dataset cannot be loaded: {type(error).__name__}: {error}"
+        what = f"the saved dataset cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())}"
         raise DataError(what, where=source, hint="save it again with save_to_disk") from error
     if isinstance(loaded, dict):
         return _open_splits(loaded, source, path.name, split)
     _no_choice(source, split=split)
     return _open_dataset(loaded, source, path.name)
+
+
+def _check_saved(path: Path) -> None:
+    """Refuse a saved dataset whose parts or files are not its own. Raises `MismatchError`."""
+    folders = [path]
+    if (path / "dataset_dict.json").is_file():
+        parts = reading.read_json(path / "dataset_dict.json", _SAVED, {"splits": [str]})["splits"]
+        folders = [reading.check_listed(path, part, _SAVED) for part in parts]
+    for folder in folders:
+        state = reading.read_json(folder / "state.json", _SAVED, _STATE)
+        for file in [*state["_data_files"], *(state.get("_indices_data_files") or ())]:
+            reading.check_own(reading.check_listed(folder, file["filename"], _SAVED), _SAVED, sys.maxsize)
 
 
 # The Hub --------------------------------------------------------------------------------------------------------------
@@ -259,7 +294,8 @@ def _open_hub(name: str, revision: str | None, split: str | None) -> Rows:
             return _open_cached(name, revision, split, failure)
         if failure is not error:
             raise failure from None
-        what = f"the dataset cannot be loaded: {type(error).__name__}: {error}"
+        why = hub.without_secrets(" ".join(str(error).split()))
+        what = f"the dataset cannot be loaded: {type(error).__name__}: {why}"
         raise DataError(what, where=name, hint="download its files and name one of them") from error
     rows = _open_splits(loaded, name, name, split)
     rows.revision = commit

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from fitcoach_tune import __version__, files
 from fitcoach_tune.errors import OutputError
+from fitcoach_tune.strict_json import Flaw, misfit, parse_json
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,9 @@ class Answer:
         return asdict(self)
 
 
-_FIELDS = {field.name: field.type for field in fields(Answer)}
-_KINDS = {"str": str, "int": int, "bool": bool, "float": (int, float)}
+_FIELDS = {field.name: {"str": str, "int": int, "bool": bool, "float": float}[field.type] for field in fields(Answer)}
+_FORM = {"key": str, **_FIELDS}
+_LONGEST_LINE, _SMALLEST, _LARGEST = 1 << 26, 1e-9, 1e9
 
 
 def key_of(model: str, prompt: Sequence[int], tools: list[dict], max_new_tokens: int, constrained: bool) -> str:
@@ -59,22 +61,20 @@ def read_answers(path: Path) -> dict[str, Answer]:
     be half a line) are passed over; the file need not be there.
     """
     found = {}
-    with (
-        contextlib.suppress(FileNotFoundError, NotADirectoryError),
-        path.open(encoding="utf-8", errors="replace") as lines,
-    ):
-        for line in lines:
-            with contextlib.suppress(ValueError, RecursionError):
-                value = json.loads(line)
-                if isinstance(value, dict) and _is_answer(value):
+    if not path.is_file():
+        return found
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        while line := file.readline(_LONGEST_LINE):
+            with contextlib.suppress(Flaw):
+                value = parse_json(line)
+                if misfit(value, _FORM) is None and _is_possible(value):
                     found[value["key"]] = Answer(**{name: value[name] for name in _FIELDS})
     return found
 
 
-def _is_answer(value: dict[str, Any]) -> bool:
-    return isinstance(value.get("key"), str) and all(
-        isinstance(value.get(name), _KINDS[kind]) for name, kind in _FIELDS.items()
-    )
+def _is_possible(value: dict[str, Any]) -> bool:
+    numbers = [value[name] for name, form in _FIELDS.items() if form in (int, float)]
+    return all(number == 0 or _SMALLEST <= number <= _LARGEST for number in numbers)
 
 
 class Journal:

@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fitcoach_tune import files, models, prepared_set, runs
+from fitcoach_tune import files, models, prepared_set, reading, runs
 from fitcoach_tune.config import Config
 from fitcoach_tune.console import SILENT, Console
 from fitcoach_tune.errors import DeviceError, FitcoachTuneError
@@ -134,7 +134,7 @@ def evaluate(adapter: str, config: Config, options: Options | None = None, ui: C
 
 def _default_folder(run: runs.Run, rows: Rows) -> Path:
     """The adapter's own folder, or for one from the Hub a folder under output/."""
-    local = Path(run.name).expanduser().is_dir()
+    local = reading.user_path(run.name, "--adapter").is_dir()
     home = run.path if local else runs.RUNS_FOLDER / run.name.replace("/", "--").replace("@", "--")
     trained_on = rows.chat_template is not None and rows.name == run.record.get("data", {}).get("path")
     name = rows.split if trained_on else f"{Path(rows.name).stem.replace(':', '-')}-{rows.split}"
@@ -174,15 +174,12 @@ class _Asker:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         own = (self.run.path / "tokenizer.json").is_file()
-        tokenizer = models.load_tokenizer(self.run.path if own else self.base.path)
-        if self.rows.chat_template is not None:
-            tokenizer.chat_template = self.rows.chat_template
-        return tokenizer
+        return models.load_tokenizer(self.run.path if own else self.base.path, self.rows.chat_template)
 
     @property
     def room(self) -> int:
         """Tokens that fit before the longest answer."""
-        length = files.read_json(self.base.path / "config.json", "a model")["max_position_embeddings"]
+        length = models.context_length(self.base.path)
         return length - self.config.max_new_tokens
 
     # -------------------------------------------------------------------------------------------- who answers

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fitcoach_tune import dataset, prepared_set, rendering, runs
+from fitcoach_tune import dataset, prepared_set, reading, rendering, runs
 from fitcoach_tune.console import Console
 from fitcoach_tune.dataset import Example
 from fitcoach_tune.errors import ConfigError, DataError, MismatchError
@@ -49,7 +49,7 @@ def read_rows(run: runs.Run, data: str | None, split: str | None, ui: Console) -
         ConfigError: the split has no rows, or the source has no splits.
         DataError, AccessError: see `dataset.read_examples`.
     """
-    if data is not None and not (Path(data) / prepared_set.MANIFEST).is_file():
+    if data is not None and not (reading.user_path(data, "--data") / prepared_set.MANIFEST).is_file():
         return _read_source(run, data, split, ui)
     prepared, split = _matching_set(run, data), split or "test"
     parts = [getattr(prepared, part) for part in (("train", "test") if split == "all" else (split,))]
@@ -68,7 +68,7 @@ def _read_source(run: runs.Run, data: str, split: str | None, ui: Console) -> Ro
     dataset.validate(examples)
     for note in source.notes:
         ui.warn(note)
-    if source.sha256 == run.record.get("data", {}).get("source", {}).get("sha256"):
+    if source.sha256 == run.record.get("data", {"source": {}})["source"].get("sha256"):
         ui.warn("the adapter was trained on a part of these rows")
     return Rows(data, "all", source.sha256, examples, None)
 
@@ -77,7 +77,7 @@ def _matching_set(run: runs.Run, data: str | None) -> PreparedSet:
     recorded = run.record.get("data")
     if data is None and not recorded:
         raise MismatchError("the adapter does not say what it was trained on", where=str(run.path), hint="give --data")
-    prepared = prepared_set.open_set(Path(data or recorded["path"]))
+    prepared = prepared_set.open_set(reading.user_path(data, "--data") if data else Path(recorded["path"]))
     if not recorded:
         return prepared
     names = {"template_sha256": "the chat template", "tools_sha256": "the tools"}

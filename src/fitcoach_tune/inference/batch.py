@@ -18,6 +18,7 @@ from fitcoach_tune.strict_json import Flaw, kind, parse_json
 AT_ONCE = 32
 """Most questions that are asked together."""
 _CHUNK = 1 << 16
+_LONGEST_LINE = 1 << 22
 _SHOWN = 10
 
 Ask = Callable[[Sequence[str]], list[Reply | ConfigError]]
@@ -69,6 +70,8 @@ def _why(error: Flaw | ConfigError) -> str:
 def _read(line: bytes) -> str | Flaw | ConfigError:
     """The query of a line, or what is wrong with it."""
     try:
+        if len(line) > _LONGEST_LINE:
+            raise Flaw("", f"a line has at most {_LONGEST_LINE:,} bytes")
         value = parse_json(line.strip())
         query = value.get("query") if isinstance(value, dict) else value
         if isinstance(value, dict) and "query" not in value:
@@ -84,17 +87,20 @@ def _read(line: bytes) -> str | Flaw | ConfigError:
 
 def batches(source: BinaryIO) -> Iterator[list[bytes]]:
     """The lines of a source, up to `AT_ONCE` together: as many as are there, so that who sends a line and waits for
-    its answer gets it.
+    its answer gets it. Of a line that is too long there is little more than may be in it.
     """
     lines: list[bytes] = []
     begun: list[bytes] = []  # of a line that is not there as a whole
+    size = 0  # of it
     read, is_ready = _reader(source)
     while chunk := read():
         end, *others = chunk.split(b"\n")
-        begun.append(end)
+        if size <= _LONGEST_LINE:
+            begun.append(end)
+            size += len(end)
         if others:
             lines += [b"".join(begun), *others[:-1]]
-            begun = [others[-1]]
+            begun, size = [others[-1]], len(others[-1])
         while len(lines) >= AT_ONCE or (lines and not is_ready()):
             yield lines[:AT_ONCE]
             lines = lines[AT_ONCE:]

@@ -7,14 +7,12 @@ import contextlib
 import copy
 import inspect
 import json
-import operator
 import os
 import sys
 import threading
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from fitcoach_tune import functiongemma
@@ -24,9 +22,10 @@ from fitcoach_tune.functiongemma import Call
 from fitcoach_tune.functiongemma.tokens import ANY_CONTROL_TOKEN
 from fitcoach_tune.inference.loading import same_declarations
 from fitcoach_tune.inference.wording import undeclared
+from fitcoach_tune.reading import user_path
 from fitcoach_tune.strict_json import Flaw, parse_json, shorten
 from fitcoach_tune.tool_checks import CallChecker
-from fitcoach_tune.tools import read_tools
+from fitcoach_tune.tools import module_object, read_tools
 
 if TYPE_CHECKING:
     from fitcoach_tune.console import Console
@@ -193,7 +192,7 @@ def find_toolbox(
 
         if fitness_data is None:
             ui.note("the results are sample data; --fitness-data FILE reads yours")
-        provider = Provider(Path(fitness_data).expanduser() if fitness_data is not None else None)
+        provider = Provider(user_path(fitness_data, "--fitness-data") if fitness_data is not None else None)
         return Toolbox(tools, provider.functions(), timeout, SENTENCES)
     if fitness_data is not None:
         raise ConfigError("other tools are run than the fitness coach's", where="--fitness-data", hint="leave it out")
@@ -210,7 +209,7 @@ def _functions(tools: list[dict], source: str) -> dict[str, Callable[..., Any]]:
         raise ConfigError(
             "there are no functions in a file", where=f"--execute with --tools {source}", hint=_NEEDS_FUNCTIONS
         )
-    value = operator.attrgetter(attribute)(sys.modules[module])
+    value = module_object(source)
     items = value if isinstance(value, (list, tuple)) else [value]
     functions = {tool["function"]["name"]: item for tool, item in zip(tools, items, strict=False)}
     if missing := [name for name, item in functions.items() if not callable(item)]:

@@ -44,7 +44,7 @@ class Parts:
 
     def prompter(self, max_new_tokens: int) -> Prompter:
         """What makes the caller's prompts."""
-        length = files.read_json(self.base.path / "config.json", "a model")["max_position_embeddings"]
+        length = models.context_length(self.base.path)
         return Prompter(
             self.tokenizer, self.declared.tools, self.declared.developer, length=length, answer=max_new_tokens
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 
 from fitcoach_tune import hub
 from fitcoach_tune.errors import AccessError, FitcoachTuneError, MismatchError
@@ -11,12 +10,6 @@ from fitcoach_tune.errors import AccessError, FitcoachTuneError, MismatchError
 WRITE_TOKEN = "make a token that may write at https://huggingface.co/settings/tokens, then `hf auth login`"
 AGAIN = "run it again: what has been transferred is not transferred again"
 _LONGEST_PAUSE = 300  # seconds; the Hub counts requests in windows of five minutes
-
-
-def without_secrets(text: str) -> str:
-    """The text with addresses cut before their query, which may be a signature, and without Hub tokens."""
-    text = re.sub(r"(https?://[^\s?'\"]+)\?[^\s'\"]*", r"\1", text)
-    return re.sub(r"\bhf_\w+", "hf_…", text)
 
 
 def is_transient(error: Exception) -> bool:
@@ -111,4 +104,4 @@ def card_problems(text: str) -> str:
 
 def one_line(text: object) -> str:
     """A message on one line, without secrets."""
-    return " ".join(without_secrets(str(text)).split())
+    return " ".join(hub.without_secrets(str(text)).split())

@@ -11,11 +11,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from fitcoach_tune import files, functiongemma, models, runs
+from fitcoach_tune import files, functiongemma, models, reading, runs
 from fitcoach_tune.errors import MismatchError
 from fitcoach_tune.evaluate.evaluation import EVAL_FOLDER, RESULTS_NAME
 from fitcoach_tune.evaluate.results import SCHEMA_VERSION
 from fitcoach_tune.publish.model_card import Facts
+from fitcoach_tune.strict_json import misfit
 from fitcoach_tune.training.names import CONFIG_NAME, WEIGHTS_NAME
 
 SETTINGS_NAME = "config.resolved.yaml"
@@ -28,6 +29,7 @@ _MADE = (SETTINGS_NAME, RESULTS_NAME, runs.RUN_NAME, "generation_config.json", "
 ALLOWED = (*_ADAPTER, *_MERGED, *_TOKENIZER, runs.PROMPT_NAME, *_MADE)
 """Every name that a push may create, replace or take away."""
 
+_RECORD = {"base": {"name": str, "reference": str}, "data": {"data_sha256": str}, "files": {str: str}, "config": dict}
 _NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms\n"
 
 
@@ -45,8 +47,11 @@ def check_run(run: runs.Run) -> None:
     if not run.record:
         what = "it has no run.json, so nobody can say how it was made"
         raise MismatchError(what, where=where, hint="push a run that `fitcoach-tune train` finished")
-    check = run.record.get("check", {})
-    difference, moved = (check.get(key, float("nan")) for key in ("logit_difference", "logit_change_from_base"))
+    if flaw := misfit(run.record, _RECORD):
+        raise MismatchError(f"a run directory is damaged: {flaw}", where=where, hint="train it again")
+    check = run.record.get("check")
+    known = misfit(check, dict.fromkeys(("logit_difference", "logit_change_from_base"), float)) is None
+    difference, moved = (check["logit_difference"], check["logit_change_from_base"]) if known else (1.0, 0.0)
     if not difference <= TOLERANCE or not difference < moved:
         what = "its save check did not pass: the saved files do not give the trained model"
         raise MismatchError(what, where=where, hint="train it again")
@@ -70,13 +75,16 @@ def newest_results(run: runs.Run) -> dict[str, Any] | None:
     """The newest evaluation in the run's folder of exactly this adapter; one on rows that it was trained on only if
     there is no other.
     """
-    found = [
-        results
-        for file in sorted((run.path / EVAL_FOLDER).glob(f"*/{RESULTS_NAME}"))
-        if isinstance(results := files.read_json(file, "an evaluation"), dict)
-        and results.get("schema_version") == SCHEMA_VERSION
-        and results["adapter"]["sha256"] == run.sha256
-    ]
+    form = {"adapter": {"sha256": str}, "data": {"sha256": str, "split": str}, "finished": str}
+    found = []
+    for file in sorted((run.path / EVAL_FOLDER).glob(f"*/{RESULTS_NAME}")):
+        results = reading.read_json(file, "an evaluation", {})
+        if results.get("schema_version") != SCHEMA_VERSION:
+            continue
+        if flaw := misfit(results, form):
+            raise MismatchError(f"an evaluation is damaged: {flaw}", where=str(file), hint="evaluate it again")
+        if results["adapter"]["sha256"] == run.sha256:
+            found.append(results)
 
     def rank(results: dict[str, Any]) -> tuple[bool, str]:
         data = results["data"]
@@ -121,16 +129,20 @@ def stage(
         # As the published files have it, so that they can be told to be of this evaluation.
         results["adapter"]["sha256"] = runs.Run(repo_id, folder, {}).sha256 if not merged else run.sha256
         _write(folder / RESULTS_NAME, results)
-    prompt = files.read_json(folder / runs.PROMPT_NAME, "a run") if (folder / runs.PROMPT_NAME).is_file() else None
+    prompt = reading.read_json(folder / runs.PROMPT_NAME, "a run") if (folder / runs.PROMPT_NAME).is_file() else None
     facts = Facts(repo_id, record, results, prompt, merged)
-    _make(facts, folder)
+    try:
+        _make(facts, folder)
+    except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+        what = f"{runs.RUN_NAME} or {RESULTS_NAME} does not say what a model card needs: {error!r}"
+        raise MismatchError(what, where=str(run.path), hint="train and evaluate it again") from None
     return facts
 
 
 def _name_base(config_file: Path, name: str) -> None:
     """Let the adapter's configuration name its base as run.json does, where it names a folder of this machine."""
-    config = files.read_json(config_file, "an adapter")
-    if config["base_model_name_or_path"] != name:
+    config = reading.read_json(config_file, "an adapter", {})
+    if config.get("base_model_name_or_path") != name:
         _write(config_file, config | {"base_model_name_or_path": name})
 
 

@@ -235,7 +235,7 @@ class Uploader:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of what the client's libraries mean to change
                 warnings.simplefilter("always", UserWarning)
-                warnings.showwarning = lambda message, *_, **__: self.ui.warn(failures.without_secrets(str(message)))
+                warnings.showwarning = lambda message, *_, **__: self.ui.warn(hub.without_secrets(str(message)))
                 if silenced:
                     disable_progress_bars()
                 yield
@@ -253,4 +253,4 @@ class _Relay(logging.Handler):
         self.ui = ui
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.ui.note(failures.without_secrets(record.getMessage()))
+        self.ui.note(hub.without_secrets(record.getMessage()))

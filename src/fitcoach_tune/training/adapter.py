@@ -7,8 +7,8 @@ model's dtype, and it needs neither PEFT's import time nor its per-call bookkeep
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,10 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fitcoach_tune import reading
 from fitcoach_tune.errors import ConfigError, MismatchError
+from fitcoach_tune.strict_json import Maybe, quote
 from fitcoach_tune.training.names import CONFIG_NAME, WEIGHTS_NAME
 
 _PEFT_PREFIX = "base_model.model."
+_KEY = re.compile(rf"{re.escape(_PEFT_PREFIX)}.+\.lora_[AB]\.weight")
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_LARGEST_ALPHA = 1e6
 _UNSUPPORTED = (
     "use_dora",
     "use_rslora",
@@ -126,22 +131,28 @@ def load_weights(path: Path) -> dict[str, Tensor]:
     """Read an adapter's tensors.
 
     Raises:
-        MismatchError: the file has keys that a loader would silently ignore (an FSDP wrapper's `_orig_module`), is
-            damaged, or all its B matrices are zero, so that it would act as the base model.
+        MismatchError: the file is damaged or no part of its folder, has keys that a loader would silently ignore (an
+            FSDP wrapper's `_orig_module`), tensors that are no LoRA matrices or not finite, or all its B matrices are
+            zero, so that it would act as the base model.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
+    reading.check_own(path, "an adapter")
     try:
         tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise MismatchError(
-            f"not a readable adapter: {error}", where=str(path), hint="train or download it again"
-        ) from None
-    bad = [k for k in tensors if "_orig_module" in k or not k.startswith(_PEFT_PREFIX)]
+    except Exception as error:  # besides its own errors, whatever torch makes of a header that lies
+        why, hint = " ".join(str(error).split()), "train or download it again"
+        raise MismatchError(f"not a readable adapter: {why}", where=str(path), hint=hint) from None
+    bad = [k for k in tensors if "_orig_module" in k or not _KEY.fullmatch(k)]
     if bad or not tensors:
-        what = f"has a key that no loader would match: {bad[0]}" if bad else "holds no tensor"
+        what = f"has a key that no loader would match: {quote(bad[0])}" if bad else "holds no tensor"
         raise MismatchError(f"the adapter {what}", where=str(path), hint="save it with this version of the program")
+    for key, tensor in tensors.items():
+        if tensor.ndim != 2 or not tensor.numel() or tensor.dtype not in _DTYPES:
+            shape = "x".join(map(str, tensor.shape))
+            raise MismatchError(f"{key} is no matrix of LoRA: {tensor.dtype} of shape {shape}", where=str(path))
+        if not tensor.isfinite().all():
+            raise MismatchError(f"{key} has values that are not finite", where=str(path))
     if not any(t.count_nonzero() for k, t in tensors.items() if ".lora_B." in k):
         raise MismatchError("every LoRA B is zero: this adapter acts as the base model", where=str(path))
     return tensors
@@ -154,34 +165,49 @@ def load_adapter(model: nn.Module, folder: Path) -> nn.Module:
         MismatchError: the adapter is of a kind that this program does not make (DoRA, rank patterns, trained biases,
             …), is damaged, or does not fit the model.
     """
-    config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-    unsupported = [k for k in _UNSUPPORTED if config.get(k)] + (
-        ["bias"] if config.get("bias", "none") != "none" else []
-    )
-    where = str(folder / CONFIG_NAME)
-    if not isinstance(config.get("lora_alpha"), int | float):
-        raise MismatchError("the adapter's configuration does not give lora_alpha", where=where)
-    if config.get("peft_type") != "LORA" or unsupported:
-        kind = f"uses {', '.join(unsupported)}" if unsupported else f"is of type {config.get('peft_type')}"
-        raise MismatchError(
-            f"this adapter {kind}, which is not plain LoRA", where=where, hint="merge it with PEFT first"
-        )
+    alpha, rank = _read_settings(folder / CONFIG_NAME)
     tensors = load_weights(folder / WEIGHTS_NAME)
     names = sorted({key.removeprefix(_PEFT_PREFIX).rsplit(".lora_", 1)[0] for key in tensors})
+    found = []
     for name in names:
-        a, b = (tensors.pop(f"{_PEFT_PREFIX}{name}.lora_{x}.weight", None) for x in "AB")
+        a, b = (tensors.get(f"{_PEFT_PREFIX}{name}.lora_{x}.weight") for x in "AB")
         try:
             layer = model.get_submodule(name)
         except AttributeError:
             layer = None
-        fits = a is not None and b is not None and isinstance(layer, nn.Linear)
+        fits = a is not None and b is not None and isinstance(layer, nn.Linear) and len(a) == b.shape[1]
         if not fits or (layer.out_features, layer.in_features) != (b.shape[0], a.shape[1]):
             raise MismatchError(
-                f"the adapter's {name} does not fit this model", where=where, hint="use its own base model"
+                f"the adapter's {name} does not fit this model",
+                where=str(folder / CONFIG_NAME),
+                hint="use its own base model",
             )
-        lora = LoraLinear(layer, a.shape[0], config["lora_alpha"], dropout=0.0)
+        if rank not in (None, len(a)):
+            raise MismatchError(f"{name} has rank {len(a)}, and not r = {rank}", where=str(folder / CONFIG_NAME))
+        found.append((name, layer, a, b))
+    for name, layer, a, b in found:
+        lora = LoraLinear(layer, len(a), alpha, dropout=0.0)
         lora.lora_A.data.copy_(a)
         lora.lora_B.data.copy_(b)
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, lora)
     return model.requires_grad_(False).eval()
+
+
+def _read_settings(path: Path) -> tuple[float, int | None]:
+    """Alpha and, where it is given, the rank of a plain LoRA adapter's configuration.
+
+    Raises:
+        MismatchError: see `load_adapter`.
+    """
+    config = reading.read_json(path, "an adapter", {"lora_alpha": float, "r": Maybe(int), "bias": Maybe(str)})
+    unsupported = [k for k in _UNSUPPORTED if config.get(k)]
+    unsupported += ["bias"] if (config.get("bias") or "none") != "none" else []
+    if config.get("peft_type") != "LORA" or unsupported:
+        kind = f"uses {', '.join(unsupported)}" if unsupported else f"is of type {config.get('peft_type')!r:.80}"
+        raise MismatchError(
+            f"this adapter {kind}, which is not plain LoRA", where=str(path), hint="merge it with PEFT first"
+        )
+    if not 0 < config["lora_alpha"] <= _LARGEST_ALPHA:
+        raise MismatchError(f"lora_alpha is not between 0 and {_LARGEST_ALPHA:g}", where=str(path))
+    return config["lora_alpha"], config.get("r")

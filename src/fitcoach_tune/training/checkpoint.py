@@ -10,15 +10,16 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from fitcoach_tune import files
+from fitcoach_tune import files, reading
 from fitcoach_tune.errors import ConfigError, MismatchError, TrainingError
+from fitcoach_tune.strict_json import Flaw, Maybe, misfit, parse_json
 from fitcoach_tune.training import cost, optim
 from fitcoach_tune.training.metrics import StepMetrics
 from fitcoach_tune.training.names import WEIGHTS_NAME
@@ -37,6 +38,19 @@ MANIFEST, STATE_NAME, METRICS_NAME, OPTIMIZER_NAME = (
 _CONTENTS = (WEIGHTS_NAME, OPTIMIZER_NAME, METRICS_NAME, STATE_NAME)
 _FORMAT = 1
 _NAME = re.compile(r"step-(\d{1,12})")
+_METRICS = {
+    field.name: {"int": int, "float": float, "float | None": Maybe(float)}[field.type] for field in fields(StepMetrics)
+}
+_STATE = {
+    "step": int,
+    "seconds": float,
+    "resumed_at": [int],
+    "run": {
+        **dict.fromkeys(("data", "base", "config", "versions"), dict),
+        "batch_size": int,
+        "device": {"first": int, "count": int},
+    },
+}
 # What torch and others write with pickle: reading it can run any code.
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 
@@ -238,14 +252,16 @@ def read(path: Path) -> Checkpoint:
         )
     if pickles := sorted(file.name for file in path.iterdir() if file.suffix in _PICKLES):
         raise MismatchError(f"it holds {pickles[0]}, a file that can hold code: nothing of it is read", where=str(path))
-    manifest = files.read_json(path / MANIFEST, "a checkpoint")
+    manifest = reading.read_json(path / MANIFEST, "a checkpoint")
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise MismatchError("this is not a checkpoint of this version", where=str(path))
     listed = manifest.get("files")
+    for name in listed if isinstance(listed, dict) else ():
+        reading.check_listed(path, name, "a checkpoint")
     contents = {name: _read_file(path, name, listed) for name in _CONTENTS}
     try:
         return _parse(path, contents)
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, Flaw) as error:
         raise MismatchError(f"the checkpoint is damaged: {error!r}", where=str(path)) from None
 
 
@@ -253,10 +269,11 @@ def _read_file(path: Path, name: str, listed: Any) -> bytes:
     expected = listed.get(name) if isinstance(listed, dict) else None
     if not isinstance(expected, dict):
         raise MismatchError(f"the manifest does not list {name}", where=str(path))
+    if not (path / name).exists():
+        raise MismatchError(f"{name} is missing", where=str(path))
+    reading.check_own(path / name, "a checkpoint")
     try:
         data = (path / name).read_bytes()
-    except FileNotFoundError:
-        raise MismatchError(f"{name} is missing", where=str(path)) from None
     except OSError as error:
         raise MismatchError(f"{name} cannot be read: {error.strerror}", where=str(path)) from None
     if len(data) != expected.get("bytes"):
@@ -267,24 +284,24 @@ def _read_file(path: Path, name: str, listed: Any) -> bytes:
 
 
 def _parse(path: Path, contents: Mapping[str, bytes]) -> Checkpoint:
-    from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         lora, optimizer = load(contents[WEIGHTS_NAME]), load(contents[OPTIMIZER_NAME])
-    except SafetensorError as error:
+    except Exception as error:  # besides its own errors, whatever torch makes of a header that lies
         raise ValueError(str(error)) from None
-    metrics = [StepMetrics(**json.loads(line)) for line in contents[METRICS_NAME].splitlines()]
-    state = json.loads(contents[STATE_NAME])
+    metrics = [StepMetrics(**_of_form(line, _METRICS)) for line in contents[METRICS_NAME].splitlines()]
+    state = _of_form(contents[STATE_NAME], _STATE)
     if state["step"] != len(metrics) or [line.step for line in metrics] != list(range(1, len(metrics) + 1)):
         raise ValueError("its metrics do not end at its step")
-    run, parts = state["run"], ("data", "base", "config", "device", "versions")
-    counts = (run["batch_size"], run["device"]["first"], run["device"]["count"])
-    if not (
-        all(isinstance(run[part], dict) for part in parts)
-        and all(isinstance(count, int) for count in counts)
-        and isinstance(state["seconds"], int | float)
-        and isinstance(state["resumed_at"], list)
-    ):
-        raise ValueError("it does not say of which run it is")
+    run = state["run"]
+    if min(run["batch_size"], *(run["device"][key] for key in ("first", "count"))) < 1:
+        raise ValueError("it does not say how its batch was shared")
     return Checkpoint(path, Snapshot(lora, optimizer, metrics), state)
+
+
+def _of_form(text: bytes, form: dict[str, Any]) -> dict[str, Any]:
+    value = parse_json(text)
+    if flaw := misfit(value, form):
+        raise flaw
+    return value
