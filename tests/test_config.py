@@ -257,7 +257,8 @@ def small(name: str) -> st.SearchStrategy:
     if typing.get_origin(field.annotation) is typing.Literal:
         return st.sampled_from(kinds)
     if kinds == [str]:
-        return texts
+        shortest = next((m.min_length for m in field.metadata if hasattr(m, "min_length")), 0)
+        return texts.filter(lambda text: len(text) >= shortest)
     if kinds == [int]:
         return st.integers(low, 10**18)
     return st.floats(low, high, exclude_min=True, exclude_max=high is not None, allow_infinity=False)

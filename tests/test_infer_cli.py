@@ -297,7 +297,7 @@ def test_what_a_plain_question_does_not_load(taught, tmp_path):  # noqa: F811
         "try: cli.app(sys.argv[1:])\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "heavy = {'peft', 'datasets', 'pandas', 'pyarrow', 'sklearn', 'matplotlib', 'rapidfuzz'}\n"
-        "unneeded = {'jsonschema', 'llguidance', 'fitcoach_tune.train'}\n"
+        "unneeded = {'llguidance', 'fitcoach_tune.train'}\n"
         "unneeded |= {'fitcoach_tune.inference.chat', 'fitcoach_tune.inference.batch'}\n"
         "print(sorted((heavy | unneeded) & set(sys.modules)), file=sys.stderr)\n"
     )

@@ -199,12 +199,14 @@ def test_the_real_base(offline_base, tmp_path, monkeypatch):
     monkeypatch.setenv("PJRT_DEVICE", "CPU")
     found = plan.dry_run(load_config("offline", {"device": "tpu", "num_devices": 8}))
     assert found["base_parameters"] == 268_098_176
-    # A of 32 rows and B of 32 columns beside q (640→1024), k and v (640→256) and o (1024→640), in 18 layers.
-    assert found["trainable_parameters"] == 18 * 32 * (2 * (640 + 1024) + 2 * (640 + 256)) == 2_949_120
+    # A of 32 rows and B of 32 columns beside q (640→1024), k and v (640→256), o (1024→640), gate and up (640→2048) and
+    # down (2048→640), in 18 layers.
+    lora = 18 * 32 * (2 * (640 + 1024) + 2 * (640 + 256) + 3 * (640 + 2048))
+    assert found["trainable_parameters"] == lora == 7_593_984
     assert found["shards"]["base"]["bytes"] == 2 * 268_098_176
     assert found["shards"]["base"]["bytes_per_device"] == 2 * 268_098_176 // 8
-    assert found["shards"]["lora"]["bytes_per_device"] == 4 * 2_949_120 // 8
-    assert found["shards"]["optimizer"]["bytes_per_device"] == 2 * 4 * 2_949_120 // 8 + 144 * 4
-    assert (found["batch_size"], found["steps"]) == (128, 24)
-    assert 15 < found["padded_flops_per_step"]["total"] / found["flops_per_step"]["total"] < 18
+    assert found["shards"]["lora"]["bytes_per_device"] == 4 * lora // 8
+    assert found["shards"]["optimizer"]["bytes_per_device"] == 2 * 4 * lora // 8 + 252 * 4
+    assert (found["batch_size"], found["steps"]) == (128, 69)
+    assert 8 < found["padded_flops_per_step"]["total"] / found["flops_per_step"]["total"] < 11
     assert not list(tmp_path.iterdir())

@@ -216,6 +216,7 @@ def test_what_may_differ_is_said(now, expected):
 DECIDES = {
     "seed", "dtype", "lora_r", "lora_alpha", "lora_dropout", "target_modules", "num_train_epochs", "max_steps",
     "learning_rate", "optim", "lr_scheduler_type", "warmup_ratio", "weight_decay", "max_grad_norm",
+    "shuffle_tools", "tool_dropout",
 }  # fmt: skip
 
 

@@ -48,11 +48,10 @@ _TRAINING = (
     "warmup_ratio",
     "weight_decay",
     "max_grad_norm",
-    "shuffle_tools",
-    "tool_dropout",
     "report_to",
     "price_per_hour",
 )
+_PROMPT = ("shuffle_tools", "tool_dropout")
 _CHECKPOINTS = ("save_steps", "save_total_limit", "resume_from_checkpoint")
 _EVALUATION = ("per_device_eval_batch_size", "max_new_tokens")
 _PANELS = {
@@ -63,6 +62,7 @@ _PANELS = {
     **dict.fromkeys(_XLA, "TPU (XLA)"),
     **dict.fromkeys(_ADAPTER, "Adapter"),
     **dict.fromkeys(_TRAINING, "Training"),
+    **dict.fromkeys(_PROMPT, "Prompt"),
     **dict.fromkeys(_CHECKPOINTS, "Checkpoints"),
     **dict.fromkeys(_EVALUATION, "Evaluation"),
 }
@@ -212,6 +212,7 @@ def prepare_verb(
     *_DATA,
     *_ADAPTER,
     *_TRAINING,
+    *_PROMPT,
     *_CHECKPOINTS,
     "per_device_eval_batch_size",
     "hub_model_id",

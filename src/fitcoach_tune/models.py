@@ -161,12 +161,7 @@ def read_config(base: Base) -> Gemma3TextConfig:
     from transformers import Gemma3TextConfig
 
     values = reading.read_json(base.path / _CONFIG, "a model", {"model_type": str}, links=True)
-    if values["model_type"] != _KIND:
-        raise MismatchError(
-            f"this is a {values['model_type']} model, and only Gemma 3 text models are supported",
-            where=f"--model {base.name}",
-            hint="use google/functiongemma-270m-it or a model tuned from it",
-        )
+    _check_kind(values, f"--model {base.name}")
     if values.get("quantization_config"):
         raise MismatchError("this is a quantized model", where=f"--model {base.name}", hint="use the plain one")
     for name in filter(values.__contains__, _SIZES):
@@ -239,7 +234,18 @@ def vocabulary(path: Path) -> int:
 
 
 def _size(path: Path, name: str) -> int:
+    values = reading.read_json(path / _CONFIG, "a model", {"model_type": str}, links=True)
+    _check_kind(values, str(path))
     return reading.read_json(path / _CONFIG, "a model", {name: int}, links=True)[name]
+
+
+def _check_kind(values: dict[str, Any], where: str) -> None:
+    if values["model_type"] != _KIND:
+        raise MismatchError(
+            f"this is a {values['model_type']} model, and only Gemma 3 text models are supported",
+            where=where,
+            hint="use google/functiongemma-270m-it or a model tuned from it",
+        )
 
 
 def tokenizer_hash(path: Path) -> str:

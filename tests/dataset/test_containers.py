@@ -202,7 +202,7 @@ def test_sources_that_cannot_be_read(tmp_path, monkeypatch):
         ("rows.csv", "rows cannot be read from a .csv file"),
         ("bad.parquet", "cannot be read"),
         ("empty", "does not hold a saved dataset"),
-        ("damaged", "the saved dataset cannot be loaded"),
+        ("damaged", "damaged/state.json: a saved dataset is damaged: not valid JSON"),
         ("just words", "cannot tell what rows 'just words' means"),
         ("x" * 5000, "cannot tell what rows"),
         ("null\0character", "cannot tell what rows"),
