@@ -29,7 +29,7 @@ def base(tmp_path_factory):
     """As much of a base model as is looked at before it is loaded."""
     folder = tmp_path_factory.mktemp("base")
     (folder / "tokenizer.json").write_text("{}")
-    (folder / "config.json").write_text('{"vocab_size": 262144}')
+    (folder / "config.json").write_text('{"model_type": "gemma3_text", "vocab_size": 262144}')
     return models.Base("owner/base", "abc", folder)
 
 
