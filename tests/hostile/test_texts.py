@@ -184,3 +184,32 @@ def test_names_that_no_file_can_have(flag, name):
     assert isinstance(done.exception, SystemExit), repr(done.exception)
     assert done.exit_code in (2, 3, 4)
     assert done.stderr.count("error: ") == 1
+
+
+LAUGHS = "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 10)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
+YAML = {
+    "a number of nothing": ("seed: !!int ''", "not readable as YAML"),
+    "a time that is none": ("seed: !!timestamp soon", "not readable as YAML"),
+    "a truth that is none": ("seed: !!bool perhaps", "not readable as YAML"),
+    "a list for a mapping": ("!!map [1]", "not readable as YAML"),
+    "a character that there is not": ('model: "\\UFFFFFFFF"', "not readable as YAML"),
+    "an object": ("seed: !!python/object/apply:os.system [x]", "not readable as YAML"),
+    "lists of lists of lists": (f"a: &a [x]\n{LAUGHS}model: *i\n", "aliases are not read"),
+    "a list that holds itself": ("model: &a [*a]", "aliases are not read"),
+    "a merged mapping": ("a: &a {b: 1}\n<<: [*a, *a]", "aliases are not read"),
+    "half a surrogate pair": ('model: "\\ud800"', "--model|model: must be text without null characters"),
+    "a null character": ('output_dir: "a\\0b"', "output_dir: must be text without null characters"),
+    "a null character in a list": ('target_modules: ["a\\0b"]', "target_modules: must be text without null characters"),
+    "a seed that no generator takes": (f"seed: {2**64}", "seed: must be at most 9223372036854775807"),
+    "a million keys": ("".join(f"k{i}: 1\n" for i in range(200_000)), "a configuration has at most 1,048,576 bytes"),
+    "a deep value": ("model: " + "[" * 200 + "]" * 200, "model: "),
+}
+
+
+@pytest.mark.parametrize(("text", "part"), YAML.values(), ids=YAML)
+def test_yaml_that_was_found(tmp_path, text, part):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=part) as caught:
+        config.load_config(str(path))
+    one_error(caught.value, path, of=ConfigError)
