@@ -39,9 +39,11 @@ def necessary_flops(trainer: Trainer, rows: Sequence[int]) -> int:
     A row adds to the prefix's what a step with it alone has more than one with none: all that is counted is a sum over
     rows.
     """
+    from fitcoach_tune.training import adapter
     from fitcoach_tune.training.cost import flops_per_step
 
     data, config, prefix = trainer.data.train, trainer.config, len(trainer.data.prefix)
+    layers = {name.rpartition(".")[-1] for name, _ in adapter.lora_layers(trainer.model)}
 
     def flops(rows: int, width: int, targets: int) -> int:
         return flops_per_step(
@@ -50,7 +52,7 @@ def necessary_flops(trainer: Trainer, rows: Sequence[int]) -> int:
             width=width,
             rows=rows,
             targets=targets,
-            lora=config.target_modules,
+            lora=layers,
             rank=config.lora_r,
             grad_ckpt=False,
         ).total

@@ -1,8 +1,7 @@
-"""LoRA (Hu et al. 2021, arXiv:2106.09685): attached to a frozen model, saved and loaded in PEFT's format.
+"""LoRA attached to a frozen model, saved and loaded in PEFT's format.
 
-The layer is the program's own because the loop lives on it: its weights are float32 and its products run in the
-model's dtype, and it needs neither PEFT's import time nor its per-call bookkeeping. The files are PEFT's, so that
-`peft.PeftModel.from_pretrained` loads an adapter without this package.
+The layer is the program's own because the loop lives on it, and it needs neither PEFT's import time nor its per-call
+bookkeeping. The files are PEFT's, so that `peft.PeftModel.from_pretrained` loads an adapter without this package.
 """
 
 from __future__ import annotations
@@ -13,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fitcoach_tune import reading
 from fitcoach_tune.errors import ConfigError, MismatchError
 from fitcoach_tune.strict_json import Maybe, quote
+from fitcoach_tune.training.lora import LoraLinear
 from fitcoach_tune.training.names import CONFIG_NAME, WEIGHTS_NAME
 
 _PEFT_PREFIX = "base_model.model."
@@ -34,42 +33,6 @@ _UNSUPPORTED = (
     "fan_in_fan_out",
     "layer_replication",
 )
-
-
-class LoraLinear(nn.Module):
-    """A frozen linear layer plus a trained low-rank update: `base(x) + scale · B(A(dropout(x)))`.
-
-    Shapes: `lora_A` [r, in], `lora_B` [out, r], both float32. `lora_B` starts at zero, so a new adapter changes
-    nothing.
-    """
-
-    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float):
-        super().__init__()
-        self.base = base
-        self.scale = alpha / rank
-        self.dropout = dropout
-        device = base.weight.device
-        self.lora_A = nn.Parameter(torch.empty(rank, base.in_features, dtype=torch.float32, device=device))
-        self.lora_B = nn.Parameter(torch.zeros(base.out_features, rank, dtype=torch.float32, device=device))
-
-    def forward(self, x: Tensor) -> Tensor:
-        kept = dropout(x, self.dropout) if self.training and self.dropout else x
-        low = F.linear(kept, self.lora_A.to(x.dtype))
-        return self.base(x) + F.linear(low, (self.lora_B * self.scale).to(x.dtype))
-
-
-def dropout(x: Tensor, p: float) -> Tensor:
-    """Set elements of `x` to zero with probability `p` (above 0), and scale the others by 1 / (1 - p).
-
-    Torch's own takes a number of the generator for each element, and on a CPU more time than LoRA itself. There, a
-    64-bit number serves four elements, with `p` rounded to the next 1/65,536.
-    """
-    if x.device.type != "cpu":
-        return F.dropout(x, p)
-    numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-    dropped = min(round(p * 2**16), 2**16 - 1)
-    keep = numbers[: x.numel()].view(x.shape) >= dropped - 2**15
-    return x * keep * (2**16 / (2**16 - dropped))
 
 
 def linear_names(model: nn.Module) -> list[str]:

@@ -89,8 +89,13 @@ def flops_per_step(
         lora: names of the linear layers that have LoRA.
         rank: r.
         grad_ckpt: activations are computed again in the backward pass.
+
+    Raises:
+        ValueError: a name in `lora` is none of the model's; `all-linear` is none.
     """
     shapes, layers, tokens = linear_shapes(config), config.num_hidden_layers, prefix + rows * width
+    if unknown := set(lora) - set(shapes):
+        raise ValueError(f"no linear layer is called {', '.join(sorted(unknown))}")
     pairs = prefix * prefix + rows * width * (prefix + width)
     scores = 2 * config.num_attention_heads * config.head_dim * pairs
     forward: Counter[str] = Counter()

@@ -8,8 +8,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from fitcoach_tune.training.batches import PackedBatch
+from fitcoach_tune.training.lean import use_lean_operations
 from fitcoach_tune.training.loss import head_loss
-from fitcoach_tune.training.norm import use_lean_norms
 from fitcoach_tune.training.prefix import Packing, hidden_states, use_layouts
 
 
@@ -19,7 +19,7 @@ class PackedLoss(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         use_layouts(model)
-        use_lean_norms(model)
+        use_lean_operations(model)
         self.model = model
 
     def forward(self, input_ids: Tensor, gather: Tensor, targets: Tensor, weights: Tensor, packing: Packing) -> Tensor:
