@@ -6,14 +6,21 @@ import os
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("USE_TORCH_XLA", "0")  # as `fitcoach_tune.models` sets it before anything imports transformers
-os.environ.pop("HF_TOKEN", None)  # no test may depend on, or leak, somebody's account
+# No test may depend on, or leak, somebody's account.
+os.environ.pop("HF_TOKEN", None)
+os.environ.pop("HUGGING_FACE_HUB_TOKEN", None)
+os.environ.update(HF_TOKEN_PATH=os.devnull)
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+# As at a terminal: what a shell starts in the background ignores Ctrl-C, and so does all that it starts in turn.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def tiny_gemma(*, vocab_size: int = 320, window: int = 512, layers: int = 3, seed: int = 0, **overrides):

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.powers import without_powers
+
 ROOT = Path(__file__).parents[1]
 PATIENCE = 300  # seconds, after which a test that waits for a run gives up
 
@@ -159,15 +161,14 @@ def live(run: dict[str, Any]) -> int:
     os.chdir(run["cwd"])
     os.environ.update({"COLUMNS": "120", **run["environment"]})
     signal.alarm(600)  # what hangs is to fail its test, and not to hold up all others
-    # As at a terminal: a shell that starts something in the background has it ignore Ctrl-C, and what that starts, too.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = ["fitcoach-tune", *run["arguments"]]
     if run["at"]:
         arm(At(**run["at"]))
     from fitcoach_tune import cli
 
     try:
-        cli.main()
+        with without_powers():
+            cli.main()
     except SystemExit as end:
         return end.code or 0
     finally:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import socket
 import subprocess
@@ -15,12 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from fitcoach_tune import files
 from fitcoach_tune.training import checkpoint
 
 from .conftest import STEPS, conversation
 from .lives import SAVING, At, Lives
-
-pytestmark = pytest.mark.processes
 
 # 14 rows in steps of 8, in two micro-batches: two steps an epoch, the second with padding.
 QUICK = ["--dtype", "fp32", "--optim", "adamw", "--learning-rate", "1e-2", "--lora-r", "4", "--lora-dropout", "0.1"]
@@ -103,6 +103,23 @@ def test_sigterm_finishes_the_step_saves_and_says_how_to_go_on(world, straight, 
     assert record["training"]["resumed_at"] == [3]
     assert record["config"]["resume_from_checkpoint"] is None
     assert not (world.folder / "again/checkpoints").exists()
+
+
+def test_a_checkpoint_says_which_run_it_is_of_and_where_in_it(world, stopped):
+    folder = world.folder / stopped[0] / "checkpoints/step-3"
+    assert {file.suffix for file in folder.iterdir()} == {".json", ".jsonl", ".safetensors"}
+    state = json.loads((folder / "state.json").read_text())
+    assert [state[key] for key in ("step", "epoch", "seed")] == [3, 1.5, 42]
+    assert state["scheduler"] == {"type": "constant", "step": 3, "steps": 8}
+    assert state["rng"].startswith("none to keep: ")
+    run = state["run"]
+    hashes = [run["data"][f"{what}_sha256"] for what in ("data", "tools", "template")]
+    hashes += [run["base"][f"{what}_sha256"] for what in ("weights", "tokenizer")]
+    assert all(re.fullmatch("[0-9a-f]{64}", found) for found in hashes)
+    assert run["base"]["weights_sha256"] == files.sha256_json([files.sha256_file(world.base / "model.safetensors")])
+    assert run["base"].keys() >= {"name", "revision"}
+    assert run["versions"].keys() >= {"fitcoach_tune", "torch", "transformers", "python"}
+    assert run["config"]["lora_dropout"] == 0.1
 
 
 def test_ctrl_c_during_a_long_run(world):
@@ -375,6 +392,18 @@ def test_a_pickle_is_refused_by_name(world, stopped):
     assert "it holds optimizer.pt, a file that can hold code: nothing of it is read" in life.err
 
 
+def test_nothing_is_unpickled_and_no_pickle_is_left(world, straight, stopped):
+    """Python announces each class and function that a pickle names; the first one would kill the run."""
+    world.copy(stopped[0], "unpickled")
+    arguments = world.arguments("unpickled", "--resume-from-checkpoint", "auto", "--save-total-limit", "9")
+    world.lives.run(*arguments, cwd=world.folder, at=At("pickle.find_class", "", EVERY, signal="SIGKILL"))
+    assert world.result("unpickled") == straight
+    written = [path for path in (world.folder / "unpickled").rglob("*") if path.is_file()]
+    assert len(written) > 20
+    kinds = {path.suffix for path in written}
+    assert kinds == {".json", ".jsonl", ".safetensors", ".yaml", ".jinja", ".png", ".md"}
+
+
 # ------------------------------------------------------------------------------------------------ disks
 
 
@@ -404,6 +433,35 @@ def test_a_disk_that_is_too_small_is_found_before_the_model_is_loaded(world):
         subprocess.run(["mount", "-o", "remount,ro", str(small)], check=True, capture_output=True)
         life = world.train(small / "run", "--model", broken, code=6)
         assert f"error: {small / 'run'}: cannot write: Read-only file system" in life.err
+
+
+@pytest.mark.parametrize(("place", "reason"), [
+    ("locked/run", "Permission denied"), ("rows.jsonl/run", "Not a directory"), ("locked/../" + "n" * 300, "too long"),
+])  # fmt: skip
+def test_a_place_that_cannot_be_written_is_found_before_the_model_is_loaded(world, place, reason):
+    """What the modes forbid is forbidden to root as well: see `powers`."""
+    (world.folder / "locked").mkdir(mode=0o555, exist_ok=True)
+    life = world.train(place, "--model", "there-is-none", code=6)
+    assert re.search(rf"error: .*{place}.*: .*{reason}\n", life.err)
+    assert "Traceback" not in life.err
+    assert list((world.folder / "locked").iterdir()) == []
+
+
+@pytest.mark.parametrize(("file", "opened", "step"), [
+    ("metrics.jsonl", "/metrics.jsonl', 'a", 0), ("adapter_config.json", "/.adapter_config.json.", 8),
+    ("tokenizer.json", "/.tokenizer.json.", 8),
+])  # fmt: skip
+def test_a_disk_that_fills_up_while_something_else_is_written(world, straight, file, opened, step):
+    """The metrics, or a part of the finished adapter; with room again the run goes on from its last checkpoint."""
+    with disk(world.folder / f"filling-{step}-{file}", "80m") as small:
+        life = world.train(small / "run", code=6, at=At("open", opened, (1,), fill=str(small)))
+        where = re.escape(str(small / "run" / file))
+        assert re.search(rf"error: {where}: cannot write [\d,]+ bytes: No space left on device\n", life.err), life.err
+        assert "Traceback" not in life.err
+        assert checkpoint.newest(small / "run/checkpoints", pytest.fail).snapshot.step == step
+        (small / "full").unlink()
+        world.resume(small / "run")
+        assert world.result(small / "run") == straight
 
 
 def test_a_disk_that_fills_up_while_saving(world, straight):
@@ -456,24 +514,37 @@ def test_values_that_are_not_finite_in_the_last_step(world, dtype):
 # ------------------------------------------------------------------------------------------------ the soak
 
 
+def processor_seconds(pid):
+    """What a process has used so far: its clock, as clock_getcpuclockid(3) names it on Linux."""
+    return time.clock_gettime(~pid << 3 | 2)
+
+
 @pytest.mark.soak
 def test_killed_fifty_times_it_ends_with_the_same_adapter(world):
-    """Processes as a user starts them, killed at any moment, those of starting and ending included."""
+    """Processes as a user starts them, killed at any moment, those of starting and ending included.
+
+    The moments are counted in processor time, so that a busy machine does not move them all to the start of a run.
+    """
     draw, kills = random.Random(2024), 0
-    arguments = world.arguments("soaked", "--num-train-epochs", "700", "--save-steps", "5")
-    command = [sys.executable, "-m", "fitcoach_tune", *map(str, arguments), "--resume-from-checkpoint", "auto"]
-    world.train("unsoaked", "--num-train-epochs", "700", "--save-steps", "5")
+    arguments = ["--num-train-epochs", "700", "--save-steps", "5"]
+    unsoaked, soaked = (
+        [sys.executable, "-m", "fitcoach_tune", *map(str, world.arguments(name, *arguments)), *more]
+        for name, more in (("unsoaked", []), ("soaked", ["--resume-from-checkpoint", "auto"]))
+    )
+    subprocess.run(unsoaked, cwd=world.folder, check=True, capture_output=True)
     began = time.monotonic()
     while True:
-        with subprocess.Popen(command, cwd=world.folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as run:
-            try:
-                code = run.wait(timeout=draw.uniform(0, 15) if kills < 50 else None)
-            except subprocess.TimeoutExpired:
+        moment = draw.uniform(0, 15) if kills < 50 else None
+        with subprocess.Popen(soaked, cwd=world.folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL) as run:
+            while moment and run.poll() is None and processor_seconds(run.pid) < moment:
+                time.sleep(0.005)
+            if moment and run.poll() is None:
                 run.kill()
                 kills += 1
                 continue
-            assert code == 0, run.stderr.read().decode()
-            break
+            said = run.stderr.read().decode()
+        assert run.returncode == 0, said
+        break
     assert kills == 50, f"the run ended after {kills} kills"
     assert world.result("soaked") == world.result("unsoaked")
     resumed = json.loads((world.folder / "soaked/run.json").read_text())["training"]["resumed_at"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from fitcoach_tune.config import Config
 from fitcoach_tune.errors import ConfigError, MismatchError, TrainingError
 from fitcoach_tune.training import adapter, checkpoint, resume
 from fitcoach_tune.training.core import Plan, Trainer, TrainingData
+from fitcoach_tune.training.signals import StopSignals
+from fitcoach_tune.training.variation import Variation
 
 from .conftest import tiny_gemma
 from .training.test_prefix import make_rows
@@ -29,13 +33,29 @@ RUNS = {
     "adafactor": {"optim": "adafactor", "learning_rate": 1e-2, "warmup_ratio": 0.3, "lr_scheduler_type": "linear"},
     "many micro-batches": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4, "learning_rate": 1e-2},
     "bf16": {"dtype": "bf16", "learning_rate": 1e-2, "target_modules": "all-linear"},
+    "tools that vary": {"shuffle_tools": True, "tool_dropout": 0.5, "learning_rate": 1e-2},
 }
 STEPS = 9
 
 
+HEAD = np.array([2, 46, 5, 6, 47, 46, 7, 47, 46, 8, 9, 47], np.int32)  # three tools between their control tokens
+
+
+def make_data(config):
+    """22 rows to train on, each of which calls one of three tools, and 5 held out."""
+    _, rows = make_rows(np.random.default_rng(3), len(HEAD), rows=27)
+    for row in rows:
+        row.input_ids[: len(HEAD)] = HEAD
+    variation = None
+    if config.tool_dropout:
+        calls = [frozenset("abc"[i % 3]) for i in range(22)]
+        refusal = np.array([11, 12], np.int32)
+        variation = Variation(config.seed, config.shuffle_tools, config.tool_dropout, tuple("abc"), calls, refusal)
+    return TrainingData(rows[:22], rows[22:], HEAD, variation=variation)
+
+
 def make_trainer(chosen, start=None):
     config = Config(**{**COMMON, **chosen})
-    head, rows = make_rows(np.random.default_rng(3), 12, rows=27)
     model = tiny_gemma(layers=2).to(torch.bfloat16 if config.dtype == "bf16" else torch.float32)
     adapter.attach(
         model,
@@ -45,7 +65,7 @@ def make_trainer(chosen, start=None):
         target_modules=list(config.target_modules),
         seed=config.seed,
     )
-    return Trainer(model, config, TrainingData(rows[:22], rows[22:], head), make_backend("cpu"), start)
+    return Trainer(model, config, make_data(config), make_backend("cpu"), start)
 
 
 def carry_out(trainer, stop=lambda: False):
@@ -105,6 +125,32 @@ def test_the_runs_are_worth_comparing(straight):
     assert carry_out(forgetful)[0][6:] != metrics[6:]
     other = make_trainer({**RUNS["adamw"], "lora_dropout": 0.0}, saved[5])
     assert carry_out(other)[0][5:] != metrics[5:]
+    metrics, _, saved = straight["tools that vary"]
+    steady = make_trainer({**RUNS["tools that vary"], "tool_dropout": 0.0}, saved[5])
+    assert carry_out(steady)[0][5:] != metrics[5:]
+
+
+@pytest.mark.parametrize("micro", [0, 2])
+def test_a_signal_in_the_midst_of_accumulation(straight, tmp_path, micro):
+    """It comes before the first of step 5's four micro-batches, or the third: all four are in what is saved."""
+    chosen = RUNS["many micro-batches"]
+    metrics, _, saved = straight["many micro-batches"]
+    trainer = make_trainer(chosen)
+    seed = trainer.backend.seed
+
+    def seeding(*parts):
+        if parts[1:] == (4, micro):
+            os.kill(os.getpid(), signal.SIGTERM)
+        seed(*parts)
+
+    trainer.backend.seed = seeding
+    with StopSignals(quiet=True) as signals:
+        stopped, _, taken = carry_out(trainer, signals.stopping)
+    assert signals.name == "SIGTERM"
+    assert stopped == metrics[:5]
+    assert all(torch.equal(value, saved[5].lora[key]) for key, value in taken[5].lora.items())
+    found = checkpoint.read(checkpoint.write(tmp_path, taken[5], STATE))
+    assert carry_out(make_trainer(chosen, found.snapshot))[0] == metrics
 
 
 @pytest.mark.parametrize("at", [2, 3, 9])

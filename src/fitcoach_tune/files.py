@@ -63,12 +63,12 @@ def _output_error(error: OSError, path: Path, size: int | None = None) -> Output
 
 
 @contextlib.contextmanager
-def output_errors(path: Path) -> Iterator[None]:
-    """Around what libraries write to `path`: what the system refuses becomes an OutputError."""
+def output_errors(path: Path, size: int) -> Iterator[None]:
+    """Around a write of `size` bytes to a file that is open: what the system refuses becomes an OutputError."""
     try:
         yield
     except OSError as error:
-        raise _output_error(error, Path(error.filename or path)) from None
+        raise _output_error(error, path, size) from None
 
 
 def _sync(path: Path) -> None:

@@ -146,14 +146,18 @@ def save(
     tensors: dict[str, Tensor],
     history: list[StepMetrics],
 ) -> None:
-    """Write everything but run.json, which comes last and makes the run a finished one."""
+    """Write everything but run.json, which comes last and makes the run a finished one.
+
+    Raises:
+        OutputError: a file cannot be written; it and its bytes are named.
+    """
     from peft import LoraConfig
     from safetensors.torch import save as to_bytes
 
     from fitcoach_tune.training import adapter, report
 
     targets = sorted({key.split(".lora_")[0].rsplit(".", 1)[-1] for key in tensors})
-    LoraConfig(
+    settings = LoraConfig(
         task_type="CAUSAL_LM",
         r=config.lora_r,
         lora_alpha=config.lora_alpha,
@@ -162,7 +166,9 @@ def save(
         base_model_name_or_path=base.reference,
         revision=base.revision if base.name != models.OFFLINE else None,
         inference_mode=True,
-    ).save_pretrained(output)
+    ).to_dict()
+    listed = {key: sorted(value) if isinstance(value, set) else value for key, value in sorted(settings.items())}
+    files.write_atomic(output / adapter.CONFIG_NAME, files.to_json(listed))
     files.write_atomic(output / adapter.WEIGHTS_NAME, to_bytes(tensors, metadata={"format": "pt"}))
     models.copy_tokenizer(base.path, output, prepared.chat_template)
     if prompt := prepared.common_prompt():

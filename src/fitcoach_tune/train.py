@@ -128,7 +128,7 @@ def _save(
     ui: Console,
 ) -> None:
     """Write the adapter, check it, and make the run a finished one."""
-    with clock.phase("save"), files.output_errors(output):
+    with clock.phase("save"):
         run_folder.save(output, config, prepared, base, tensors, history)
     ui.note("checking that the saved adapter loads as it was trained")
     with clock.phase("check"):

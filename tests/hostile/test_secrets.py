@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import subprocess
+import sys
+import traceback
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -35,7 +40,8 @@ def program(hub, client, tokenizers, tiny_base, rows_file, tmp_path, monkeypatch
     def run(*arguments, token=TOKEN):
         monkeypatch.setenv("HF_TOKEN", token)
         done = CliRunner().invoke(cli.app, [*map(str, arguments)], env={"COLUMNS": "120"})
-        said = [done.stdout, done.stderr, caplog.text, repr(done.exception), repr(done)]
+        traces = [*traceback.format_exception(done.exception)] if done.exception else []
+        said = [done.stdout, done.stderr, caplog.text, repr(done.exception), repr(done), *traces]
         written = {str(file): file.read_bytes() for file in tmp_path.rglob("*") if file.is_file()}
         sent = {name: data for repo in hub.repositories.values() for name, data in repo.head.files.items()}
         for secret in {TOKEN, READ_ONLY, token, "TheSignature"}:
@@ -124,3 +130,34 @@ def test_what_is_cut_out_of_foreign_text(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "a login of no known form")
     text = f"{SIGNED} and a login of no known form, hf_Other"
     assert downloads.without_secrets(text) == "https://cdn.example/x and …, hf_…"
+
+
+FAILING = """
+import os
+from fitcoach_tune import hub
+from huggingface_hub import get_token
+
+def test_that_fails():
+    surroundings, login = dict(os.environ), get_token()
+    print(surroundings)
+    hub.download("user/nothing", None, ["config.json"], what="model")
+"""
+
+
+def test_a_test_that_fails_reports_no_login(tmp_path):
+    """Of whoever runs the tests: pytest prints what was written, all local variables, and a file of it."""
+    secret = "hf_SentinelOfWhoeverRunsTheTests"
+    (tmp_path / "test_it.py").write_text(FAILING)
+    (tmp_path / "token").write_text(secret)
+    login = {"HF_TOKEN": secret, "HUGGING_FACE_HUB_TOKEN": secret, "HF_TOKEN_PATH": str(tmp_path / "token")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", "--rootdir", tmp_path,
+         "--showlocals", "-o", "junit_logging=all", f"--junitxml={tmp_path}/report.xml", tmp_path / "test_it.py"],
+        cwd=Path(__file__).parents[2], env={**os.environ, **login, "HF_ENDPOINT": "http://127.0.0.1:9"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    report = (tmp_path / "report.xml").read_text()
+    assert done.returncode == 1, done.stderr
+    assert "surroundings" in done.stdout
+    assert "AccessError" in report
+    assert "Sentinel" not in done.stdout + done.stderr + report

@@ -144,7 +144,6 @@ TOOLS = [
 '''
 
 
-@pytest.mark.processes
 def test_a_conversation_at_a_terminal(terminal, taught, tmp_path):  # noqa: F811
     (tmp_path / "home.py").write_text(HOME)
     child = terminal(
@@ -219,7 +218,6 @@ def talk(terminal, tmp_path):
     return lambda *arguments: terminal("talk.py", *arguments)
 
 
-@pytest.mark.processes
 def test_lines_are_edited_and_remembered(talk):
     child = talk("the first one")
     assert "heard 'the first one' after 0" in child.until(READY)
@@ -247,7 +245,6 @@ def test_lines_are_edited_and_remembered(talk):
     assert last.endswith("left\r\n")
 
 
-@pytest.mark.processes
 def test_ctrl_d_leaves(talk):
     child = talk()
     child.until(READY)
@@ -257,7 +254,6 @@ def test_ctrl_d_leaves(talk):
     assert last.endswith("left\r\n")
 
 
-@pytest.mark.processes
 @pytest.mark.parametrize("typed", ["", "something", "   "])
 def test_ctrl_c_clears_the_line_and_leaves_from_an_empty_one(talk, typed):
     child = talk()
@@ -276,7 +272,6 @@ def test_ctrl_c_clears_the_line_and_leaves_from_an_empty_one(talk, typed):
     assert "KeyboardInterrupt" in last  # which the program's main turns into exit code 130
 
 
-@pytest.mark.processes
 def test_ctrl_c_twice_leaves(talk):
     child = talk()
     child.until(READY)

@@ -80,6 +80,24 @@ def test_what_is_read_is_what_was_written(tmp_path) -> None:
     assert found.snapshot.step == 3
 
 
+def test_all_of_it_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch) -> None:
+    """Every file whole, and the folder's list of them; and after the renaming the list that has the new name."""
+    synced, real = [], os.fsync
+
+    def fsync(handle: int) -> None:
+        real(handle)
+        found = os.fstat(handle)
+        synced.append((found.st_ino, found.st_size, (tmp_path / "step-3").exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    path = checkpoint.write(tmp_path, snapshot(3), state())
+    before = {inode: size for inode, size, renamed in synced if not renamed}
+    for file in path.iterdir():
+        assert before[file.stat().st_ino] == file.stat().st_size, file.name
+    assert path.stat().st_ino in before
+    assert [inode for inode, _, renamed in synced if renamed] == [tmp_path.stat().st_ino]
+
+
 def test_the_beginning_can_be_saved(tmp_path) -> None:
     assert checkpoint.read(checkpoint.write(tmp_path, snapshot(0), state())).snapshot.metrics == []
 

@@ -138,9 +138,14 @@ def test_metrics_of_every_step_and_an_evaluation_each_epoch(make_tiny):
     assert all(m.grad_norm > 0 and m.supervised_tokens > 0 and m.examples_per_second > 0 for m in history)
 
 
+def of_type(model, dtype):
+    return model.to(torch.bfloat16) if dtype == "bf16" else model
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("step", [0, 3, 5])
-def test_a_loss_that_is_not_finite_stops_before_the_update(make_tiny, step):
-    trainer = make_trainer(make_tiny())
+def test_a_loss_that_is_not_finite_stops_before_the_update(make_tiny, step, dtype):
+    trainer = make_trainer(of_type(make_tiny(), dtype), dtype=dtype)
     for earlier in range(step):
         trainer.step(earlier)
     before = tensors(trainer)
@@ -152,10 +157,26 @@ def test_a_loss_that_is_not_finite_stops_before_the_update(make_tiny, step):
     assert all(torch.equal(v, before[k]) for k, v in tensors(trainer).items())
 
 
-def test_the_base_is_bit_equal_after_training(make_tiny):
-    model = make_tiny()
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+@pytest.mark.parametrize("step", [0, 5])
+def test_a_gradient_that_is_not_finite_stops_before_the_update(make_tiny, step, dtype):
+    """B is zero and A is huge: the loss is the base's, and the gradient of B longer than a float32 can say."""
+    trainer = make_trainer(of_type(make_tiny(), dtype), dtype=dtype)
+    for _, layer in adapter.lora_layers(trainer.model):
+        layer.lora_A.data *= 1e30
+    before = tensors(trainer)
+    with pytest.raises(TrainingError, match=f"step {step + 1}: the gradient is not finite") as caught:
+        trainer.step(step)
+    assert "training rows of this step" in str(caught.value)
+    assert all(torch.equal(v, before[k]) for k, v in tensors(trainer).items())
+    assert not any(value.any() for state in trainer.optimizer.state.values() for value in state.values())
+
+
+@pytest.mark.parametrize("settings", [{}, {"dtype": "bf16"}, {"target_modules": "all-linear", "lora_dropout": 0.1}])
+def test_the_base_is_bit_equal_after_training(make_tiny, settings):
+    model = of_type(make_tiny(), settings.get("dtype"))
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    run(make_trainer(model))
+    run(make_trainer(model, **settings))
     after = {k.replace(".base.", "."): v for k, v in model.state_dict().items() if "lora_" not in k}
     assert before.keys() == after.keys()
     assert all(torch.equal(v, after[k]) for k, v in before.items())

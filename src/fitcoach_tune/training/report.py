@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitcoach_tune import files
-from fitcoach_tune.errors import ConfigError, OutputError
+from fitcoach_tune.errors import ConfigError
 
 if TYPE_CHECKING:
     from fitcoach_tune.config import Config
@@ -31,15 +32,15 @@ class Reporter:
 
     def __enter__(self) -> Reporter:
         files.write_atomic(self.path, "".join(json.dumps(m.as_dict()) + "\n" for m in self._past))
-        self._file = self.path.open("a", encoding="utf-8")
+        # Unbuffered: what the disk had no room for would be tried again, and fail again, when the file is closed.
+        self._file = self.path.open("ab", buffering=0)
         return self
 
     def write(self, metrics: StepMetrics) -> None:
-        try:
-            self._file.write(json.dumps(metrics.as_dict()) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise OutputError(f"cannot write: {error.strerror}", where=str(self.path), hint="make room") from None
+        line = (json.dumps(metrics.as_dict()) + "\n").encode()
+        with files.output_errors(self.path, len(line)):
+            while line:
+                line = line[self._file.write(line) :]
         if self._tracker:
             self._tracker.log(metrics.as_dict(), metrics.step)
 
@@ -122,7 +123,9 @@ def plot_losses(history: Sequence[StepMetrics], path: Path) -> None:
     axes.grid(alpha=0.25, which="both")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture)
+    files.write_atomic(path, picture.getvalue())
 
 
 def run_readme(record: dict[str, Any]) -> str:
