@@ -115,7 +115,7 @@ class Config(BaseModel):
     hub_model_id: str | None = Field(None, description="Repository of the Hub that `push` publishes to: owner/name.")
 
     # Evaluation and inference
-    per_device_eval_batch_size: int = Field(32, ge=1, description="Rows that are evaluated together.")
+    per_device_eval_batch_size: int = Field(64, ge=1, description="Rows that are evaluated together.")
     max_new_tokens: int = Field(128, ge=1, description="Longest answer, in tokens.")
 
     @model_validator(mode="before")

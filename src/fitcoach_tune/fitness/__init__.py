@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-DATASET_VERSION = "2.0.0"
+DATASET_VERSION = "2.1.0"
 """Version of `tools.json` and of all rows together. Any change to a row, a label or a tool raises it."""
 
 

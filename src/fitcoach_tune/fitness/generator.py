@@ -134,7 +134,7 @@ def _opened(text: str, opener: str) -> str:
 
 def _bare(text: str, rng: Random) -> str:
     """A phrase of another language: as it is, or without its last mark."""
-    return text.rstrip("?.!？。！؟।") if rng.random() < 0.3 else text
+    return text.rstrip("?.!？。！؟। ") if rng.random() < 0.3 else text
 
 
 def _as_it_is(text: str, rng: Random) -> str:
@@ -142,7 +142,7 @@ def _as_it_is(text: str, rng: Random) -> str:
 
 
 def _without_end(text: str, rng: Random) -> str:
-    return text.rstrip(".?!")
+    return text.rstrip(".?! ")
 
 
 def _lower(text: str, rng: Random) -> str:
@@ -150,7 +150,7 @@ def _lower(text: str, rng: Random) -> str:
 
 
 def _lower_without_marks(text: str, rng: Random) -> str:
-    return " ".join(re.sub(r"(?<!\d)[.,](?!\d)|(?<=\d)[.,](?!\d)|[?!:;'’\"]", "", text.lower()).split())
+    return " ".join(re.sub(r"[.,](?!\d)|(?<!\d):|:(?!\d)|[?!;'’\"]", "", text.lower()).split())
 
 
 def _slipped(text: str, rng: Random) -> str:
@@ -170,7 +170,7 @@ def _slipped(text: str, rng: Random) -> str:
 def _chatty(text: str, rng: Random) -> str:
     """Chat spelling, of each word that has one as likely as not, in lower case and without a last mark."""
     found = _CHAT_WORD.sub(lambda m: _CHAT_SPELLING[m[0].lower()] if rng.random() < 0.5 else m[0], text)
-    return found.lower().rstrip(".?!").replace("'", "")
+    return found.lower().rstrip(".?! ").replace("'", "")
 
 
 def _spoken(text: str, rng: Random) -> str:
