@@ -45,7 +45,7 @@ CHOSEN = {
     "tool-dropout": 0,
 }
 
-# One thing changed at a time, tried on a third of the rows.
+# One thing changed at a time, tried on a thousand of the rows.
 FACTORS: dict[str, dict] = {
     "chosen": {},
     "attention": {"target-modules": "q_proj,k_proj,v_proj,o_proj"},
@@ -68,10 +68,10 @@ FACTORS: dict[str, dict] = {
     "tools shuffled": {"shuffle-tools": True},
 }
 
-# Name → (rows to train on, flags beside `CHOSEN`). `third` is 1,000 random rows of the built-in set; `few` 157 queries
+# Name → (rows to train on, flags beside `CHOSEN`). `thousand` is 1,000 random rows of the built-in set; `few` 157 queries
 # that call one function each, of which 149 are left when a twentieth is held out, as many as the published set has.
 POINTS: dict[str, tuple[str, dict]] = {
-    **{f"third, {name}": ("third", flags) for name, flags in FACTORS.items()},
+    **{f"1,000 rows, {name}": ("thousand", flags) for name, flags in FACTORS.items()},
     "all rows": ("all", {}),
     "all rows, 1e-3": ("all", {"learning-rate": "1e-3"}),
     "all rows, 2 epochs": ("all", {"num-train-epochs": 2}),
@@ -102,7 +102,7 @@ def subset(name: str, seed: int, folder: Path) -> str:
     rows = rows_of("builtin:fitness")
     if name == "few":
         rows = single_calls(rows)
-    return as_file(random.Random(seed).sample(rows, {"third": 1000, "few": 157}[name]), folder / f"{name}.jsonl")
+    return as_file(random.Random(seed).sample(rows, {"thousand": 1000, "few": 157}[name]), folder / f"{name}.jsonl")
 
 
 def measure(point: str, seed: int, questions: list[str], threads: int, hard: bool, keep: str | None) -> dict:

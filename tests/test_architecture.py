@@ -29,6 +29,8 @@ LAYERS = (
         "logbook",
         "hub",
         "models",
+        "libraries",
+        "tokenizer",
         "runs",
         "splits",
     ),

@@ -290,21 +290,29 @@ def test_functions_that_print_hang_and_fail(taught, tmp_path):  # noqa: F811
     assert "warning: left while still running: get_heart_rate, get_sleeping_minutes" in stderr
 
 
-def test_what_a_plain_question_does_not_load(taught, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("how", [[], ["--unconstrained"]], ids=["constrained", "unconstrained"])
+def test_what_a_plain_question_does_not_load(taught, tmp_path, how):  # noqa: F811
+    """Importing transformers and its model takes as long as everything else."""
     code = (
         "import sys\n"
+        "read = []\n"
+        "def watch(frame, event, what):\n"
+        "    if event == 'c_call' and what.__name__ in ('from_file', 'from_str', 'from_buffer'): read.append(1)\n"
+        "sys.setprofile(watch)\n"
         "from fitcoach_tune import cli\n"
         "try: cli.app(sys.argv[1:])\n"
         "except SystemExit as end: assert not end.code, end.code\n"
+        "sys.setprofile(None)\n"
         "heavy = {'peft', 'datasets', 'pandas', 'pyarrow', 'sklearn', 'matplotlib', 'rapidfuzz'}\n"
-        "unneeded = {'llguidance', 'fitcoach_tune.train'}\n"
-        "unneeded |= {'fitcoach_tune.inference.chat', 'fitcoach_tune.inference.batch'}\n"
-        "print(sorted((heavy | unneeded) & set(sys.modules)), file=sys.stderr)\n"
+        "heavy |= {'transformers', 'accelerate', 'scipy', 'sympy', 'jinja2', 'torch._dynamo'}\n"
+        "unneeded = {'fitcoach_tune.train', 'fitcoach_tune.inference.chat', 'fitcoach_tune.inference.batch'}\n"
+        "unneeded |= {'llguidance'} if '--unconstrained' in sys.argv else set()\n"
+        "print(sorted((heavy | unneeded) & set(sys.modules)), len(read), file=sys.stderr)\n"
     )
-    ask = ["infer", "How many steps?", "--adapter", taught, "--unconstrained", "--quiet", "--device", "cpu"]
+    ask = ["infer", "How many steps?", "--adapter", taught, *how, "--quiet", "--device", "cpu"]
     done = subprocess.run([sys.executable, "-c", code, *map(str, ask)], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout == "get_steps()\n", done.stderr
-    assert done.stderr == "[]\n"
+    assert done.stderr == "[] 1\n"
 
 
 def test_the_prefix_and_the_constraint_are_made_once(taught, program, monkeypatch):  # noqa: F811

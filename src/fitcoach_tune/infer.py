@@ -23,6 +23,7 @@ from fitcoach_tune.inference.dialogue import Dialogue, Reply, Watcher
 from fitcoach_tune.inference.execute import TIMEOUT, Result, Toolbox, find_toolbox, stdout_for_data
 from fitcoach_tune.inference.loading import UNTUNED, Parts, declare, default_adapter, find_base, find_parts, load_tuned
 from fitcoach_tune.inference.wording import describe_call
+from fitcoach_tune.libraries import without_collections
 
 __all__ = [
     "Answer",
@@ -131,21 +132,23 @@ class _Session:
     @cached_property
     def _parts(self) -> Parts:
         config = self._config
-        return find_parts(
-            self._base,
-            self._run,
-            self._declared,
-            dtype=config.dtype,
-            device=config.device,
-            num_devices=config.num_devices,
-            constrained=self._options.constrained,
-            ui=self._ui,
-        )
+        with without_collections():
+            return find_parts(
+                self._base,
+                self._run,
+                self._declared,
+                dtype=config.dtype,
+                device=config.device,
+                num_devices=config.num_devices,
+                constrained=self._options.constrained,
+                ui=self._ui,
+            )
 
     @cached_property
     def _dialogue(self) -> Dialogue:
         """The model is loaded here."""
-        caller = FunctionCaller.from_parts(self._parts, self._config.max_new_tokens)
+        with without_collections():
+            caller = FunctionCaller.from_parts(self._parts, self._config.max_new_tokens)
         return Dialogue(caller, self._toolbox, _Reporter(self._parts, self._ui, self._options.verbose))
 
     # ------------------------------------------------------------------------------------------ the three ways

@@ -4,31 +4,44 @@ from __future__ import annotations
 
 import contextlib
 import io
-import os
-import shutil
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fitcoach_tune import files, functiongemma, hub, reading
 from fitcoach_tune.console import SILENT, Console, Update
-from fitcoach_tune.errors import AccessError, ConfigError, FitcoachTuneError, MismatchError
+from fitcoach_tune.errors import AccessError, ConfigError, MismatchError
+from fitcoach_tune.libraries import loading, quiet_libraries
+from fitcoach_tune.tokenizer import TEMPLATE_NAME, TOKENIZER_FILES, load_tokenizer
 from fitcoach_tune.training.names import CONFIG_NAME
 
 if TYPE_CHECKING:
-    from transformers import Gemma3TextConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import Gemma3TextConfig, PreTrainedModel
 
-# Or accelerate, which transformers and peft import, would import an installed torch_xla and let it choose a device.
-os.environ.setdefault("USE_TORCH_XLA", "0")
+__all__ = [
+    "INDEX_NAME",
+    "OFFLINE",
+    "TEMPLATE_NAME",
+    "TOKENIZER_FILES",
+    "Base",
+    "check_weights",
+    "context_length",
+    "copy_tokenizer",
+    "load_model",
+    "load_tokenizer",
+    "quiet_libraries",
+    "read_config",
+    "read_values",
+    "resolve",
+    "tokenizer_hash",
+    "vocabulary",
+    "weights_hash",
+]
 
 OFFLINE = "offline"
 _UNPACKING_STEPS = 4
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
-TEMPLATE_NAME = "chat_template.jinja"
-_CONFIG, _INDEX = "config.json", "model.safetensors.index.json"
-_MODEL_FILES = (_CONFIG, "model*.safetensors", _INDEX, *TOKENIZER_FILES, TEMPLATE_NAME)
+_CONFIG, INDEX_NAME = "config.json", "model.safetensors.index.json"
+_MODEL_FILES = (_CONFIG, "model*.safetensors", INDEX_NAME, *TOKENIZER_FILES, TEMPLATE_NAME)
 _KIND = "gemma3_text"
 # What a model's configuration may name to be run in place of the library's own code.
 _STEERING = (
@@ -88,78 +101,12 @@ def resolve(name: str, revision: str | None = None, ui: Console = SILENT) -> Bas
     return Base(name, path.name, path)
 
 
-def load_tokenizer(path: Path, template: str | None = None) -> PreTrainedTokenizerBase:
-    """Load a tokenizer and check that it is FunctionGemma's: the control tokens stand at their ids.
-
-    Its class is always the library's own for Gemma, whatever class or code the files name.
-
-    Args:
-        template: a chat template in place of its own.
+def read_values(base: Base) -> dict[str, Any]:
+    """What the base model's config.json says, with sizes within bounds.
 
     Raises:
-        MismatchError: it is another tokenizer, is damaged, or has no chat template that can render a conversation.
+        MismatchError: it is not that of a plain Gemma 3 text model, or damaged.
     """
-    from transformers import GemmaTokenizer
-
-    for name in filter(lambda name: (path / name).exists(), (*TOKENIZER_FILES, TEMPLATE_NAME)):
-        reading.check_own(path / name, "a tokenizer", links=True)
-    if (path / "tokenizer_config.json").exists():
-        settings = reading.read_json(path / "tokenizer_config.json", "a tokenizer", {}, links=True)
-        if "fast_tokenizer_files" in settings:  # other files to read in place of tokenizer.json
-            raise MismatchError("this tokenizer has several versions", where=str(path), hint="use one that has one")
-    with quiet_libraries(), _loading("the tokenizer", path):
-        tokenizer = GemmaTokenizer.from_pretrained(path)
-        tokenizer.chat_template = template or tokenizer.chat_template
-        _check_template(tokenizer)
-        wrong = [
-            token
-            for token, index in functiongemma.CONTROL_TOKENS.items()
-            if tokenizer.convert_tokens_to_ids(token) != index
-        ]
-    if wrong:
-        raise MismatchError(
-            f"this tokenizer is not FunctionGemma's: {wrong[0]} is not token {functiongemma.CONTROL_TOKENS[wrong[0]]}",
-            where=str(path),
-            hint="use google/functiongemma-270m-it, a model tuned from it, or --model offline",
-        )
-    return tokenizer
-
-
-def _check_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Render a conversation with a chat template that is not the project's own; raises whatever is raised by that."""
-    template = tokenizer.chat_template
-    if template in (None, functiongemma.chat_template()):
-        return
-    if not isinstance(template, str):
-        raise ValueError("it has several chat templates")
-    function = {"name": "f", "description": "", "parameters": {"type": "object", "properties": {}}}
-    messages = [{"role": "developer", "content": functiongemma.TRIGGER}, {"role": "user", "content": "?"}]
-    tokenizer.apply_chat_template(
-        messages, tools=[{"type": "function", "function": function}], tokenize=False, add_generation_prompt=True
-    )
-
-
-@contextlib.contextmanager
-def _loading(what: str, path: Path) -> Iterator[None]:
-    """Around what libraries make of files that may be damaged: whatever they raise becomes a MismatchError."""
-    try:
-        yield
-    except FitcoachTuneError:
-        raise
-    except Exception as error:
-        why = " ".join(f"{type(error).__name__}: {error}".split())
-        raise MismatchError(f"{what} cannot be loaded: {why}", where=str(path)) from None
-
-
-def read_config(base: Base) -> Gemma3TextConfig:
-    """The base model's configuration, without whatever in it would make a library run other code than its own.
-
-    Raises:
-        MismatchError: it is not a plain Gemma 3 text model, or one with a feature that the training core does not
-            compute.
-    """
-    from transformers import Gemma3TextConfig
-
     values = reading.read_json(base.path / _CONFIG, "a model", {"model_type": str}, links=True)
     _check_kind(values, f"--model {base.name}")
     if values.get("quantization_config"):
@@ -168,14 +115,26 @@ def read_config(base: Base) -> Gemma3TextConfig:
         size, most = values[name], _MOST_LAYERS if name == "num_hidden_layers" else _LARGEST_SIZE
         if type(size) is not int or not 1 <= size <= most:
             raise MismatchError(f"a model is damaged: {name} is {size!r:.80}", where=str(base.path / _CONFIG))
-    with quiet_libraries(), _loading("the model's configuration", base.path):
+    return values
+
+
+def read_config(base: Base) -> Gemma3TextConfig:
+    """The base model's configuration, without whatever in it would make a library run other code than its own.
+
+    Raises:
+        MismatchError: see `read_values`; or it has a feature that the training core does not compute.
+    """
+    from transformers import Gemma3TextConfig
+
+    values = read_values(base)
+    with quiet_libraries(), loading("the model's configuration", base.path):
         config = Gemma3TextConfig.from_dict({k: v for k, v in values.items() if k not in _STEERING})
     if config.final_logit_softcapping or config.attn_logit_softcapping or config.use_bidirectional_attention:
         raise MismatchError("logit soft-capping and bidirectional attention are not supported", where=str(base.path))
     return config
 
 
-def _check_weights(base: Base, config: Gemma3TextConfig) -> None:
+def check_weights(base: Base, config: Any) -> None:
     """Refuse weights that are not safetensors of the model's own folder, or far too few for what the model says it is.
 
     A model is laid out before its weights are read: a lie in its configuration would take any amount of memory.
@@ -186,9 +145,9 @@ def _check_weights(base: Base, config: Gemma3TextConfig) -> None:
     folder, where = base.path, str(base.path)
     if (folder / CONFIG_NAME).exists():
         raise MismatchError(f"the folder of the base model holds an adapter as well: {CONFIG_NAME}", where=where)
-    if (folder / _INDEX).exists():
+    if (folder / INDEX_NAME).exists():
         form = {"weight_map": {str: str}}
-        for name in set(reading.read_json(folder / _INDEX, "a model", form, links=True)["weight_map"].values()):
+        for name in set(reading.read_json(folder / INDEX_NAME, "a model", form, links=True)["weight_map"].values()):
             if reading.check_listed(folder, name, "a model").suffix != ".safetensors":
                 raise MismatchError(f"its weights are no safetensors: {name}", where=where)
     heads = config.num_attention_heads + config.num_key_value_heads
@@ -213,8 +172,8 @@ def load_model(base: Base, dtype: str, *, weights: bool = True) -> PreTrainedMod
     from transformers import AutoModelForCausalLM, Gemma3ForCausalLM
 
     config, chosen = read_config(base), torch.bfloat16 if dtype == "bf16" else torch.float32
-    _check_weights(base, config)
-    with quiet_libraries(), _loading("the model", base.path):
+    check_weights(base, config)
+    with quiet_libraries(), loading("the model", base.path):
         if weights:
             model = Gemma3ForCausalLM.from_pretrained(base.path, config=config, dtype=chosen, use_safetensors=True)
         else:
@@ -259,28 +218,15 @@ def weights_hash(path: Path) -> str:
 
 
 def copy_tokenizer(source: Path, target: Path, chat_template: str) -> None:
-    """Copy the tokenizer's files unchanged, and write the chat template that the data was rendered with beside them."""
+    """Copy the tokenizer's files unchanged, and write the chat template that the data was rendered with beside them.
+
+    Raises:
+        OutputError: one cannot be written.
+    """
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-    (target / TEMPLATE_NAME).write_text(chat_template, encoding="utf-8")
-
-
-@contextlib.contextmanager
-def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' own progress bars and advice off the terminal; their errors still come through."""
-    import transformers
-
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        # What the libraries mean to change about each other is none of the user's business.
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):
-            yield
-    finally:
-        transformers.logging.set_verbosity(verbosity)
-        transformers.logging.enable_progress_bar()
+            files.write_atomic(target / name, (source / name).read_bytes())
+    files.write_atomic(target / TEMPLATE_NAME, chat_template)
 
 
 def _offline_base(ui: Console) -> Base:

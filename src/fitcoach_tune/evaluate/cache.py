@@ -91,7 +91,11 @@ class RowCache:
         old = self.own[layer][side] if layer in self.own else new.new_zeros(rows, heads, 0, dim)
         if missing := self.capacity - old.shape[2]:
             old = torch.cat([old, new.new_zeros(rows, heads, missing, dim)], dim=2)
-        return old.scatter(2, self.slots[:, None, :, None].expand_as(new), new)
+        # Written in place: nothing else has these tensors, for what grows or keeps fewer rows makes new ones.
+        if new.shape[2] == 1 and len(self.slots) == rows:
+            old[torch.arange(rows, device=old.device), :, self.slots[:, 0]] = new[:, :, 0]
+            return old
+        return old.scatter_(2, self.slots[:, None, :, None].expand_as(new), new)
 
 
 class FixedCache(RowCache):

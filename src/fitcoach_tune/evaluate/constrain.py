@@ -23,7 +23,8 @@ from fitcoach_tune.functiongemma import CONTROL_TOKENS
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
-    from transformers import PreTrainedTokenizerBase
+
+    from fitcoach_tune.tokenizer import AnyTokenizer
 
 _START, _END, _STOP, _ESCAPE = (
     CONTROL_TOKENS[token]
@@ -53,7 +54,7 @@ class Constraint:
         DataError: a tool has a problem of its own, or its schema asks for what a grammar cannot express.
     """
 
-    def __init__(self, tools: Sequence[dict], tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tools: Sequence[dict], tokenizer: AnyTokenizer):
         self.vocabulary = vocabulary(tokenizer)
         self.grammar = answer_grammar(tools)
         self._matcher, self._rows = self._compile(self.grammar.lark), 0

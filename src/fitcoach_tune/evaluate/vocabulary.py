@@ -15,9 +15,10 @@ from fitcoach_tune.functiongemma import BOS, CONTROL_TOKENS, EOS
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
-    from transformers import PreTrainedTokenizerBase
 
-_BYTE = re.compile("<0x([0-9A-F]{2})>")
+    from fitcoach_tune.tokenizer import AnyTokenizer
+
+_BYTES = [f"<0x{byte:02X}>" for byte in range(256)]  # the tokens that are nothing but a byte
 _CONTROL = re.compile(rb"\xff\[([0-9]+)\]")  # how llguidance writes a control token among forced bytes
 # What the tokens of most strings are; llguidance finds out once which these are, and not at each token.
 _SLICES = ["(?s:[^<]{1,30})"]
@@ -122,7 +123,7 @@ def _pairs(parts: Sequence[bytes]) -> Iterator[tuple[bytes, int]]:
 
 
 @lru_cache(maxsize=2)
-def vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+def vocabulary(tokenizer: AnyTokenizer) -> Vocabulary:
     """Derive it, once for a tokenizer: it takes about half a second.
 
     llguidance's own reader of tokenizers takes some four times as long, and would keep `<table>` and other HTML tags,
@@ -132,25 +133,28 @@ def vocabulary(tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
 
     source = _Source(tokenizer)
     made = LLTokenizer(TokenizerWrapper(source), n_vocab=len(source.tokens), slices=_SLICES)
-    special = set(source.special_token_ids)
-    tokens = [b"" if i in special else token for i, token in enumerate(source.tokens)]
-    single = tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in range(256)])
+    tokens = list(source.tokens)
+    for index in source.special_token_ids:
+        tokens[index] = b""
     colons = [i for i, token in enumerate(tokens) if b":" in token]
-    return Vocabulary(made, source.encode, tokens, single, colons)
+    return Vocabulary(made, source.encode, tokens, source.single, colons)
 
 
 class _Source:
     """The form in which llguidance's `TokenizerWrapper` takes a tokenizer."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+    def __init__(self, tokenizer: AnyTokenizer):
         self._tokenizer = tokenizer
         self.eos_token_id, self.bos_token_id = CONTROL_TOKENS[EOS], CONTROL_TOKENS[BOS]
         self.special_token_ids = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special]
+        self.single = tokenizer.convert_tokens_to_ids(_BYTES)
         known = tokenizer.get_vocab()
         self.tokens = [b""] * (max(known.values()) + 1)
         for text, index in known.items():
-            byte = _BYTE.fullmatch(text)
-            self.tokens[index] = bytes.fromhex(byte[1]) if byte else text.replace("▁", " ").encode()
+            self.tokens[index] = text.replace("▁", " ").encode()
+        for byte, text in enumerate(_BYTES):
+            if text in known:
+                self.tokens[known[text]] = bytes([byte])
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]

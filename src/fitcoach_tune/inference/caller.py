@@ -17,11 +17,11 @@ from fitcoach_tune.inference.prompting import Prompter
 from fitcoach_tune.inference.wording import undeclared
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
     from fitcoach_tune.backends.base import Backend
     from fitcoach_tune.evaluate.constrain import Constraint
+    from fitcoach_tune.evaluate.generate import Model
     from fitcoach_tune.inference.loading import Parts
+    from fitcoach_tune.tokenizer import AnyTokenizer
 
 # Tokens behind the shared ones, padding included, that are run together: what bounds the memory of a batch.
 _PADDED_AT_ONCE = 1 << 14
@@ -88,8 +88,8 @@ class FunctionCaller:
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
+        model: Model,
+        tokenizer: AnyTokenizer,
         tools: list[dict],
         developer: str,
         max_new_tokens: int = 128,

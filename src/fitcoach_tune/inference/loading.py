@@ -12,12 +12,14 @@ from fitcoach_tune.inference.prompting import Prompter
 from fitcoach_tune.tools import read_tools
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
     from fitcoach_tune.backends.base import Backend
     from fitcoach_tune.evaluate.constrain import Constraint
+    from fitcoach_tune.evaluate.generate import Model
     from fitcoach_tune.models import Base
     from fitcoach_tune.runs import Run
+    from fitcoach_tune.tokenizer import AnyTokenizer
 
 UNTUNED = "none"
 
@@ -38,7 +40,7 @@ class Parts:
     run: Run | None
     dtype: str
     declared: Declared
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: AnyTokenizer
     backend: Backend
     constraint: Constraint | None
 
@@ -49,9 +51,13 @@ class Parts:
             self.tokenizer, self.declared.tools, self.declared.developer, length=length, answer=max_new_tokens
         )
 
-    def load_model(self) -> PreTrainedModel:
+    def load_model(self) -> Model:
         """The model, on its device."""
-        model = _load_model(self.base, self.run, self.dtype)
+        from fitcoach_tune.evaluate import gemma
+
+        # A device that compiles knows how to place transformers' model.
+        plain = None if self.backend.compiled else gemma.load(self.base, self.dtype)
+        model = _with_adapter(plain or models.load_model(self.base, self.dtype), self.run)
         self.backend.place(model)
         return model
 
@@ -145,7 +151,7 @@ def find_parts(
     return Parts(base, run, run.dtype if run else dtype, declared, tokenizer, backend, constraint)
 
 
-def load_own_tokenizer(run: Run | None, base: Base) -> PreTrainedTokenizerBase:
+def load_own_tokenizer(run: Run | None, base: Base) -> AnyTokenizer:
     """The adapter's own tokenizer, which may lie beside it, with the chat template that it was trained with.
 
     Raises:
@@ -164,7 +170,7 @@ def load_own_tokenizer(run: Run | None, base: Base) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _constraint(tools: list[dict], tokenizer: PreTrainedTokenizerBase, must: bool, ui: Console) -> Constraint | None:
+def _constraint(tools: list[dict], tokenizer: AnyTokenizer, must: bool, ui: Console) -> Constraint | None:
     from fitcoach_tune.evaluate.constrain import Constraint
 
     try:
@@ -177,18 +183,17 @@ def _constraint(tools: list[dict], tokenizer: PreTrainedTokenizerBase, must: boo
         return None
 
 
-def load_tuned(run: Run, model: str | None, ui: Console = SILENT) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load_tuned(run: Run, model: str | None, ui: Console = SILENT) -> tuple[PreTrainedModel, AnyTokenizer]:
     """The run's base model (or `model`, if it is the same) with its adapter, and the run's tokenizer.
 
     Raises:
         AccessError, ConfigError, MismatchError: see `find_base` and `load_own_tokenizer`.
     """
     base = find_base(run, model, ui)
-    return _load_model(base, run, run.dtype), load_own_tokenizer(run, base)
+    return _with_adapter(models.load_model(base, run.dtype), run), load_own_tokenizer(run, base)
 
 
-def _load_model(base: Base, run: Run | None, dtype: str) -> PreTrainedModel:
+def _with_adapter(model: Model, run: Run | None) -> Model:
     from fitcoach_tune.training.adapter import load_adapter
 
-    model = models.load_model(base, dtype)
     return load_adapter(model, run.path) if run else model

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from fitcoach_tune.errors import ConfigError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from fitcoach_tune.tokenizer import AnyTokenizer
 
 # Stands for a text while the prompt around it is rendered; a private-use character that no tool holds.
 _MARK = "\uf8ff"
@@ -31,9 +31,7 @@ class Prompter:
         shared: the tokens that every prompt starts with.
     """
 
-    def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, tools: list[dict], developer: str, *, length: int, answer: int
-    ):
+    def __init__(self, tokenizer: AnyTokenizer, tools: list[dict], developer: str, *, length: int, answer: int):
         from fitcoach_tune.rendering import make_renderer
 
         self._tokenizer, self._tools = tokenizer, tools
