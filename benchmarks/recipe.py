@@ -68,8 +68,9 @@ FACTORS: dict[str, dict] = {
     "tools shuffled": {"shuffle-tools": True},
 }
 
-# Name → (rows to train on, flags beside `CHOSEN`). `thousand` is 1,000 random rows of the built-in set; `few` 157 queries
-# that call one function each, of which 149 are left when a twentieth is held out, as many as the published set has.
+# Name → (rows to train on, flags beside `CHOSEN`). `thousand` is 1,000 random rows of the built-in set; `few` 157
+# queries that call one function each, of which 149 are left when a twentieth is held out, as many as the published set
+# has.
 POINTS: dict[str, tuple[str, dict]] = {
     **{f"1,000 rows, {name}": ("thousand", flags) for name, flags in FACTORS.items()},
     "all rows": ("all", {}),
