@@ -40,7 +40,7 @@ def _stdout_to_stderr() -> Iterator[None]:
 # Steps differ in their shapes, so that the C library's heap gets holes that nothing fits: 3.5 GB in place of 3.9 after
 # 80 steps of the offline recipe, and more after hundreds. Giving them back costs the next step a fifth of its time, in
 # page faults.
-_TRIM_AFTER = 20
+_TRIM_AFTER = 10
 
 
 def _give_back_memory() -> None:

@@ -77,13 +77,13 @@ class _NormAndRotate(torch.autograd.Function):
     def forward(ctx, x: Tensor, gain: Tensor, eps: float, cos: Tensor, sin: Tensor) -> Tensor:
         normed, inverse = _normed(x, eps)
         ctx.save_for_backward(x, gain, inverse, cos, sin)
-        return _rotate(normed.mul_(gain), cos, sin).to(x.dtype)
+        return _rotate(normed.mul_(gain), cos.float(), sin.float()).to(x.dtype)
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
         x, gain, inverse, cos, sin = ctx.saved_tensors
         # Both halves have the same angles, so that the rotation's transpose is the one by their negatives.
-        grad = _rotate(grad_output.float(), cos, -sin)
+        grad = _rotate(grad_output.float(), cos.float(), -sin.float())
         return _through_norm(grad.mul_(gain), x, inverse), None, None, None, None
 
 
@@ -105,7 +105,7 @@ class CpuAttention(Gemma3Attention):
             given = options if layout is None else {**options, "layout": layout}
             return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **given)
         by_head = (*hidden_states.shape[:-1], -1, self.head_dim)
-        cos, sin = (angles.float()[..., None, :] for angles in position_embeddings)
+        cos, sin = (angles[..., None, :] for angles in position_embeddings)
 
         def placed(x: Tensor, norm: Gemma3RMSNorm) -> Tensor:
             turned = _NormAndRotate.apply(x.view(by_head), 1.0 + norm.weight.float(), norm.eps, cos, sin)

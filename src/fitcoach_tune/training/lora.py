@@ -73,13 +73,15 @@ class _CpuLora(torch.autograd.Function):
         ctx.factor = scale * growth
         down, up = a.to(x.dtype), (b * ctx.factor).to(x.dtype)
         low = (flat if mask is None else masked(flat, mask)) @ down.T
-        ctx.save_for_backward(flat, weight, down, up, low, mask)
+        # A byte for an element until the backward pass, where a mask has two or four.
+        ctx.save_for_backward(flat, weight, down, up, low, None if mask is None else mask.to(torch.int8))
         out = F.linear(flat, weight)
         return torch.addmm(out, low, up.T, out=out).view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx, grad_output: Tensor):
-        flat, weight, down, up, low, mask = ctx.saved_tensors
+        flat, weight, down, up, low, narrow = ctx.saved_tensors
+        mask = None if narrow is None else narrow.to(_BITS[flat.element_size()])
         grad = grad_output.reshape(-1, grad_output.shape[-1])
         grad_low = grad @ up
         grad_a = (grad_low.T @ (flat if mask is None else masked(flat, mask))).float()

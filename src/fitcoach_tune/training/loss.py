@@ -27,8 +27,10 @@ class _HeadLoss(torch.autograd.Function):
         wants_grad = ctx.needs_input_grad[0]
         tile = CPU_TILE if hidden.device.type == "cpu" else CHUNK
         losses, grads = [], []
+        # One buffer for all chunks: the pages of a new one would cost a fifth of the product that fills it.
+        buffer = head.new_empty(min(CHUNK, len(hidden)), len(head)) if hidden.dim() == 2 else None
         for h, t, w in zip(hidden.split(CHUNK, -2), targets.split(CHUNK, -1), weights.split(CHUNK, -1), strict=True):
-            logits = h @ head.T
+            logits = h @ head.T if buffer is None else torch.mm(h, head.T, out=buffer[: len(h)])
             for part, at, weight in zip(logits.split(tile, -2), t.split(tile, -1), w.split(tile, -1), strict=True):
                 losses.append(_turn_into_gradient(part, at[..., None], weight[..., None], wants_grad))
             if wants_grad:

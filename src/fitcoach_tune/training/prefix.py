@@ -28,6 +28,22 @@ ATTENTION_NAME = "fitcoach_shared_prefix"
 CPU_PRODUCT = 1024
 
 
+class _MaskedSoftmax(torch.autograd.Function):
+    """The softmax of scores where `mask` is True, taken in float32 and kept in the dtype of the scores alone."""
+
+    @staticmethod
+    def forward(ctx, scores: Tensor, mask: Tensor) -> Tensor:
+        lowest = torch.finfo(scores.dtype).min
+        weights = scores.masked_fill(~mask, lowest).softmax(-1, dtype=torch.float32).to(scores.dtype)
+        ctx.save_for_backward(weights)
+        return weights
+
+    @staticmethod
+    def backward(ctx, grad_output: Tensor):
+        (weights,) = ctx.saved_tensors
+        return torch.ops.aten._softmax_backward_data(grad_output, weights, -1, weights.dtype), None
+
+
 def attend(
     query: Tensor, shared: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor], mask: Tensor, scale: float
 ) -> Tensor:
@@ -53,7 +69,7 @@ def attend(
     to_shared = (flat @ keys.transpose(-1, -2)).view(groups, heads, rows, per_key, width, prefix)
     to_own = (by_row @ own_keys.transpose(-1, -2)).view(groups, heads, rows, per_key, width, length)
     scores = torch.cat([to_shared, to_own], dim=-1)
-    weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1, dtype=torch.float32).to(values.dtype)
+    weights = _MaskedSoftmax.apply(scores, mask)
     on_shared, on_own = weights.split([prefix, length], dim=-1)
     out = on_shared.reshape(groups, heads, rows * per_key * width, prefix) @ values
     own_out = on_own.reshape(groups, heads, rows, per_key * width, length) @ own_values
