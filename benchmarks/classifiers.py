@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from recipe import BASE, pooled, subset
+from recipe import CHOSEN, pooled, subset
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, KFold
@@ -121,7 +121,7 @@ def training_rows(rows: str, seed: int) -> list[Example]:
     with tempfile.TemporaryDirectory() as folder:
         source = subset(rows, seed if rows == "few" else 0, Path(folder))
         drawn, _ = read_examples(source, tools=read_tools(FITNESS))
-    (kept, _), _ = split(drawn, "grouped", BASE["test-size"], seed)
+    (kept, _), _ = split(drawn, "grouped", CHOSEN["test-size"], seed)
     return [drawn[i] for i in kept]
 
 
@@ -158,7 +158,7 @@ def table(results: list[Result]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rows", choices=["all", "third", "few"], default="all", help="what a point trains on")
+    parser.add_argument("--rows", choices=["all", "thousand", "few"], default="all", help="what a point trains on")
     parser.add_argument("--seeds", type=int, default=1, help="0, 1, … of `recipe.py`, whose rows are taken")
     parser.add_argument("--ask", nargs="+", default=["builtin:fitness-dev", "builtin:fitness-gold"], help="sets to ask")
     parser.add_argument("--json", action="store_true", help="print the results as JSON instead")

@@ -47,10 +47,13 @@ def write_rows(file: Path, count: int) -> None:
 
 
 def row_by_row(file: str) -> dict[str, Any]:
-    """Render and tokenize the rows of a file one by one."""
+    """Render and tokenize the rows of a file one by one, with transformers' own tokenizer."""
+    from transformers import GemmaTokenizer
+
     from fitcoach_tune import builtin, models
 
-    tokenizer, tools = models.load_tokenizer(models.resolve("offline").path), builtin.tools("builtin:fitness")
+    tokenizer = GemmaTokenizer.from_pretrained(models.resolve("offline").path)
+    tools = builtin.tools("builtin:fitness")
     rows = [json.loads(line)["messages"] for line in Path(file).read_text(encoding="utf-8").splitlines()]
     tokenizer.apply_chat_template(rows[0], tools=tools)  # compiles the template
     started = time.perf_counter()

@@ -72,6 +72,7 @@ def trl(data: str, batch: int, steps: int, at_once: int, pad_to: int | None, ans
     base = models.resolve(config.model)
     from datasets import Dataset
     from peft import LoraConfig
+    from transformers import GemmaTokenizer
     from trl import SFTConfig, SFTTrainer
 
     rows = _rows(prepared_set.open_set(Path(data)), config.seed, batch, steps + 1, answers_only)
@@ -101,7 +102,7 @@ def trl(data: str, batch: int, steps: int, at_once: int, pad_to: int | None, ans
             model=models.load_model(base, config.dtype),
             args=arguments,
             train_dataset=Dataset.from_list(rows),
-            processing_class=models.load_tokenizer(base.path),
+            processing_class=GemmaTokenizer.from_pretrained(base.path),
             callbacks=[watch],
             peft_config=LoraConfig(
                 r=config.lora_r,
