@@ -526,7 +526,7 @@ def test_killed_fifty_times_it_ends_with_the_same_adapter(world):
     The moments are counted in processor time, so that a busy machine does not move them all to the start of a run.
     """
     draw, kills = random.Random(2024), 0
-    arguments = ["--num-train-epochs", "700", "--save-steps", "5"]
+    arguments = ["--num-train-epochs", "1000", "--save-steps", "5"]  # longer than fifty starts come
     unsoaked, soaked = (
         [sys.executable, "-m", "fitcoach_tune", *map(str, world.arguments(name, *arguments)), *more]
         for name, more in (("unsoaked", []), ("soaked", ["--resume-from-checkpoint", "auto"]))
@@ -541,6 +541,9 @@ def test_killed_fifty_times_it_ends_with_the_same_adapter(world):
             if moment and run.poll() is None:
                 run.kill()
                 kills += 1
+                run.wait()
+                if (world.folder / "soaked/run.json").exists():  # killed when all was done, but before it could say so
+                    break
                 continue
             said = run.stderr.read().decode()
         assert run.returncode == 0, said

@@ -153,6 +153,7 @@ def _encoder(tokenizer: PreTrainedTokenizerBase) -> Callable[[list[str]], list[l
     fast.no_padding()
 
     def encode(texts: list[str]) -> list[list[int]]:
+        fast.encode_special_tokens = False  # text of a user, which is encoded literally, leaves it set
         return [found.ids for found in fast.encode_batch_fast(texts, add_special_tokens=False)]
 
     return encode

@@ -54,6 +54,7 @@ def test_bf16_losses_are_those_of_plain_torch(tmp_path):
     plain, xla = found["cpu"], found["xla-cpu"]
     assert xla["supervised"] == plain["supervised"]
     assert plain["losses"][-1] < plain["losses"][0] - 0.1  # the adapter says something by now
-    assert xla["losses"] == pytest.approx(plain["losses"], abs=0.15)
+    # The second step's loss, after an update at the full rate, differs by 2% between any two ways of rounding.
+    assert xla["losses"] == pytest.approx(plain["losses"], rel=0.04)
     assert xla["norms"] == pytest.approx(plain["norms"], rel=0.05)
     assert xla["evaluation"] == pytest.approx(plain["evaluation"], abs=0.15)
