@@ -192,7 +192,7 @@ def main() -> None:
     parser.add_argument("--suffixes", type=int, nargs="+", default=[16, 64, 256], help="tokens a row")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32], help="rows of a step")
     parser.add_argument("--repeat", type=int, default=3, help="counted turns of each point, after one that warms up")
-    parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto")
     parser.add_argument("--plot", help="a picture, too: a .png or .svg file")
     parser.add_argument("--quick", action="store_true", help="two points, one turn")
     parser.add_argument("--json", action="store_true")
@@ -200,7 +200,7 @@ def main() -> None:
     grid = list(itertools.product(given.prefixes, given.suffixes, given.batches))
     if given.quick:
         grid, given.repeat = [(0, 16, 2), (64, 16, 4)], 1
-    found = measure(grid, given.repeat, given.dtype)
+    found = measure(grid, given.repeat, measuring.cpu_dtype(given.dtype))
     if given.plot:
         plot(found["rows"], given.plot)
     measuring.show(found, given.json)

@@ -18,6 +18,7 @@ from functools import partial
 import torch
 
 from fitcoach_tune import models, runs
+from fitcoach_tune.backends import answering_dtype, make_backend
 from fitcoach_tune.console import SILENT
 from fitcoach_tune.evaluate.asking import ask, groups
 from fitcoach_tune.evaluate.constrain import Constraint
@@ -82,9 +83,10 @@ def main() -> None:
     tokenizer = models.load_tokenizer(run.path)
     asked = question_sets(read_rows(run, None, "test", SILENT), tokenizer, 1024, None)[0]
     rows = min(given.rows, len(asked.turns))
+    dtype = answering_dtype(run.dtype, make_backend("cpu"))
     with models.quiet_libraries():
-        plain = PeftModel.from_pretrained(models.load_model(base, run.dtype), run.path).eval()
-    generator = Generator(load_adapter(models.load_model(base, run.dtype), run.path))
+        plain = PeftModel.from_pretrained(models.load_model(base, dtype), run.path).eval()
+    generator = Generator(load_adapter(models.load_model(base, dtype), run.path))
     variants: dict[str, Callable[[], list[str]]] = {
         "model.generate, row by row": partial(row_by_row, plain, tokenizer, asked.prompts[:rows]),
         "eval": partial(together, generator, tokenizer, asked, rows, False),

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 QUESTION = "How many steps?"
 SCRIPT = str(Path(__file__).with_name("infer_transformers.py"))
 LIMIT = 128
+_DTYPES = {"bf16": "bfloat16", "fp32": "float32"}  # as transformers spells them
 # Where torch_xla is installed, transformers would load it; who asks a question on a CPU has not got it.
 PLAIN = {"USE_TORCH_XLA": "0"}
 
@@ -41,7 +42,7 @@ PLAIN = {"USE_TORCH_XLA": "0"}
 def cold(adapter: str, repeat: int) -> list[dict[str, Any]]:
     """Both commands in turn, `repeat` times after one that warms the disk's cache."""
     commands = {
-        "transformers + PEFT": [measuring.PYTHON, SCRIPT, adapter, QUESTION],
+        "transformers + PEFT": [measuring.PYTHON, SCRIPT, adapter, QUESTION, _DTYPES[measuring.cpu_dtype()]],
         "fitcoach-tune infer": [
             *(measuring.PYTHON, "-m", "fitcoach_tune", "infer", QUESTION),
             *("--adapter", adapter, "--device", "cpu", "--quiet"),
@@ -74,6 +75,7 @@ def cold(adapter: str, repeat: int) -> list[dict[str, Any]]:
 def warm(adapter: str, questions: int) -> dict[str, Any]:
     """Ask all variants each question; the first question is asked once more before it counts."""
     from fitcoach_tune import builtin, models, runs
+    from fitcoach_tune.backends import answering_dtype, make_backend
     from fitcoach_tune.infer import FunctionCaller
     from fitcoach_tune.training.batches import common_length
 
@@ -81,7 +83,7 @@ def warm(adapter: str, questions: int) -> dict[str, Any]:
     with models.quiet_libraries():
         from peft import PeftModel
 
-        base = models.load_model(models.resolve(*run.base_name), run.dtype)
+        base = models.load_model(models.resolve(*run.base_name), answering_dtype(run.dtype, make_backend("cpu")))
         plain = PeftModel.from_pretrained(base, run.path).eval()
     callers = {
         "FunctionCaller": FunctionCaller.from_adapter(adapter, device="cpu", max_new_tokens=LIMIT),

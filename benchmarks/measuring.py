@@ -86,14 +86,21 @@ def answered_parent(tasks: Mapping[str, Callable[..., dict[str, Any]]]) -> bool:
     return True
 
 
+def cpu_dtype(asked: str = "auto") -> str:
+    """`bf16` or `fp32`: what is asked for, or what this processor multiplies by itself."""
+    from fitcoach_tune.backends import make_backend, training_dtype
+
+    return training_dtype(asked, make_backend("cpu"))
+
+
 def trainer(config: Config, data: str) -> Trainer:
     """The trainer that `fitcoach-tune train` would make for the prepared set in the folder `data`."""
     from fitcoach_tune import models, prepared_set, train
     from fitcoach_tune.backends import make_backend
 
     prepared = prepared_set.open_set(Path(data))
-    base = models.resolve(config.model)
-    return train.build(config, prepared, base, make_backend(config.device, None))[0]
+    base, backend = models.resolve(config.model), make_backend(config.device, None)
+    return train.build(train.settle_dtype(config, backend), prepared, base, backend)[0]
 
 
 # ------------------------------------------------------------------------------------------------ results

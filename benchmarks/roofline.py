@@ -169,12 +169,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 32, 64, 256], help="rows of a step")
     parser.add_argument("--repeat", type=int, default=5, help="counted turns, after one that warms up")
-    parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto")
     parser.add_argument("--quick", action="store_true", help="4 rows a step, one counted turn")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     sizes, repeat = ([4], 1) if given.quick else (given.batches, given.repeat)
-    measuring.show(measure(sizes, repeat, given.dtype), given.json)
+    measuring.show(measure(sizes, repeat, measuring.cpu_dtype(given.dtype)), given.json)
 
 
 if __name__ == "__main__":

@@ -96,21 +96,21 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=3, help="counted steps of each variant")
-    parser.add_argument("--dtype", choices=["bf16", "fp32"], default="bf16")
+    parser.add_argument("--dtype", choices=["auto", "bf16", "fp32"], default="auto")
     parser.add_argument("--quick", action="store_true", help="one step of each variant")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
 
-    config = load_config("offline")
+    config, dtype = load_config("offline"), measuring.cpu_dtype(chosen.dtype)
     base = models.resolve(config.model)
     with tempfile.TemporaryDirectory() as folder:
         prepared = prepare.prepare(config, target=Path(folder) / "set")
         rows, prefix = [prepared.train[i] for i in range(32)], prepared.prefix.copy()
         with models.quiet_libraries():
             usual = get_peft_model(
-                models.load_model(base, chosen.dtype), LoraConfig(r=32, lora_alpha=64, target_modules=TARGETS)
+                models.load_model(base, dtype), LoraConfig(r=32, lora_alpha=64, target_modules=TARGETS)
             ).train()
-        own = models.load_model(base, chosen.dtype)
+        own = models.load_model(base, dtype)
         adapter.attach(own, rank=32, alpha=64, dropout=0.0, target_modules=TARGETS, seed=0)
         own.train()
         results = measure(

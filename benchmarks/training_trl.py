@@ -68,7 +68,7 @@ def trl(data: str, batch: int, steps: int, at_once: int, pad_to: int | None, ans
     from fitcoach_tune import models, prepared_set
     from fitcoach_tune.config import load_config
 
-    config = load_config("original", settings(batch))
+    config = load_config("original", {**settings(batch), "dtype": measuring.cpu_dtype()})
     base = models.resolve(config.model)
     from datasets import Dataset
     from peft import LoraConfig

@@ -53,7 +53,8 @@ def make_trainer(device: str, devices: int, **settings: Any) -> Any:
     config = load_config("offline", {**EXACT, **sizes, **settings})
     prepared = train.ensure_prepared(config)
     base = models.resolve(config.model)
-    return train.build(train.with_data_settings(config, prepared), prepared, base, backend)[0]
+    config = train.settle_dtype(train.with_data_settings(config, prepared), backend)
+    return train.build(config, prepared, base, backend)[0]
 
 
 # ------------------------------------------------------------------------------------------------ measurements

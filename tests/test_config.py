@@ -40,7 +40,7 @@ def test_defaults_are_the_original_recipe() -> None:
         "model": "google/functiongemma-270m-it",
         "dataset": "tengomucho/fitness-coach-function-calling",
         "output_dir": "output/functiongemma-fitness-coach",
-        "dtype": "bf16",
+        "dtype": "auto",  # bf16 on the TPU that it ran on
         "lora_r": 32,
         "lora_alpha": 64,
         "lora_dropout": 0.05,

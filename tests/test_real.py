@@ -77,12 +77,12 @@ def test_the_main_job(run_cli, tmp_path, offline_base):
     assert answer["constrained"]
 
     script = """
-import json, sys, torch
+import json, sys
 sys.modules["fitcoach_tune"] = None
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
-base, run = sys.argv[1:]
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16), run)
+base, run, dtype = sys.argv[1:]
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), run)
 tokenizer = AutoTokenizer.from_pretrained(run)
 prompt = json.load(open(run + "/prompt.json"))
 inputs = tokenizer.apply_chat_template(
@@ -91,8 +91,9 @@ inputs = tokenizer.apply_chat_template(
 out = model.generate(**inputs, max_new_tokens=24, do_sample=False, eos_token_id=[1, 106, 50])
 print(tokenizer.decode(out[0, inputs["input_ids"].shape[1]:]), end="")
 """
+    dtype = {"bf16": "bfloat16", "fp32": "float32"}[found["settings"]["dtype"]]
     plain = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, offline_base.path, tmp_path / "output/short"],
+        [sys.executable, "-W", "ignore", "-c", script, offline_base.path, tmp_path / "output/short", dtype],
         capture_output=True, text=True,
     )  # fmt: skip
     assert plain.returncode == 0, plain.stderr

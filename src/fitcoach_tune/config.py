@@ -42,7 +42,11 @@ class Config(BaseModel):
     # Base model
     model: str = Field("google/functiongemma-270m-it", description="Base model: a Hub id, a folder, or 'offline'.")
     model_revision: str | None = Field(None, description="Branch, tag or commit of the base model on the Hub.")
-    dtype: Literal["bf16", "fp32"] = Field("bf16", description="Precision of the frozen base and of the arithmetic.")
+    dtype: Literal["auto", "bf16", "fp32"] = Field(
+        "auto",
+        description="Precision of the frozen base and of the arithmetic; auto is bf16 where the device multiplies it "
+        "by itself, else fp32.",
+    )
     device: Device = Field("auto", description="Where to run; auto takes the first there is of tpu, cuda, mps, cpu.")
     num_devices: int | None = Field(None, ge=1, description="Devices to use; all by default.")
     xla_fsdp_v2: bool = Field(True, strict=True, description="Shard weights and optimizer state over the devices.")

@@ -171,7 +171,7 @@ def load_model(base: Base, dtype: str, *, weights: bool = True) -> PreTrainedMod
     import torch
     from transformers import AutoModelForCausalLM, Gemma3ForCausalLM
 
-    config, chosen = read_config(base), torch.bfloat16 if dtype == "bf16" else torch.float32
+    config, chosen = read_config(base), {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
     check_weights(base, config)
     with quiet_libraries(), loading("the model", base.path):
         if weights:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fitcoach_tune import models, prepare, prepared_set
 from fitcoach_tune.config import Config
 from fitcoach_tune.console import SILENT, Console
-from fitcoach_tune.train import build, ensure_prepared, settle_variation, with_data_settings
+from fitcoach_tune.train import build, ensure_prepared, settle_dtype, settle_variation, with_data_settings
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -84,7 +84,7 @@ def _measure(config: Config, prepared: PreparedSet, base: Base, ui: Console) -> 
 
     backend = make_backend(config.device, config.num_devices)
     try:
-        config = settle_variation(config, prepared, backend)
+        config = settle_variation(settle_dtype(config, backend, ui=ui), prepared, backend)
         trainer, parameters = build(config, prepared, base, backend)
         ui.note("measuring one step")
         trainer.step(0, update=False)  # what is set up once is paid here
@@ -95,6 +95,7 @@ def _measure(config: Config, prepared: PreparedSet, base: Base, ui: Console) -> 
     examples = plan.steps / plan.steps_per_epoch * len(prepared.train)
     return {
         "device": backend.describe(),
+        "dtype": config.dtype,
         "trainable_parameters": parameters,
         **_steps(plan),
         "examples_per_second": round(speed, 2),
@@ -112,6 +113,7 @@ def _estimate(config: Config, prepared: PreparedSet, base: Base, ui: Console) ->
     from fitcoach_tune.training.core import Plan, TrainingData
 
     ui.note("no TPU is attached to this machine: estimating")
+    config = config.model_copy(update={"dtype": "bf16"}) if config.dtype == "auto" else config
     devices, micros = config.num_devices or CHIPS, config.gradient_accumulation_steps
     plan = Plan.of(config, len(prepared.train), devices)
     model = _without_weights(base, config)

@@ -83,6 +83,7 @@ def _train(
         with backend.first_process_first():
             prepared = ensure_prepared(config, ui)
             base = models.resolve(config.model, config.model_revision, ui)
+        config = settle_dtype(config, backend, found.state["run"]["config"].get("dtype") if found else None, ui)
         config = settle_variation(with_data_settings(config, prepared), prepared, backend, ui)
         prepared_set.check_base(prepared, base)
         shared, facts = _same_run(found, config, prepared, base, backend, ui)
@@ -111,7 +112,10 @@ def _train(
         if not lock:
             return runs.Run(str(output), output, {})
         record = run_folder.record(facts, prepared, trainer, parameters, session.resumed_at)
-        _save(output, config, prepared, base, tensors, trainer.history, record, clock, ui)
+        history = trainer.history
+        del trainer, session
+        backend.release()  # the check has a model of its own, and two at once would take the most memory of all
+        _save(output, config, prepared, base, tensors, history, record, clock, ui)
     ui.note(f"saved {output}")
     return runs.open_run(str(output))
 
@@ -230,6 +234,20 @@ def build(
         make_variation(config, prepared),
     )
     return Trainer(model, config, data, backend, start), parameters
+
+
+def settle_dtype(config: Config, backend: Backend, begun: str | None = None, ui: Console = SILENT) -> Config:
+    """The configuration with `bf16` or `fp32` for `auto`; warns of a precision that the device is slow in.
+
+    Args:
+        begun: what the run to go on with is in.
+    """
+    from fitcoach_tune.backends import training_dtype
+
+    dtype = training_dtype(config.dtype, backend, begun if begun in ("bf16", "fp32") else None)
+    if "fp32" == backend.native_dtype != dtype:
+        ui.warn(f"{backend.describe()} has no bf16 products of its own: a step takes many times as long as in fp32")
+    return config.model_copy(update={"dtype": dtype})
 
 
 def settle_variation(config: Config, prepared: PreparedSet, backend: Backend, ui: Console = SILENT) -> Config:

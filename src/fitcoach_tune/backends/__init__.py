@@ -36,6 +36,19 @@ def make_backend(device: str, num_devices: int | None = None) -> Backend:
     return TorchBackend(device, num_devices)
 
 
+def training_dtype(asked: str, backend: Backend, begun: str | None = None) -> str:
+    """`bf16` or `fp32` for a `--dtype`; `auto` is what the run was `begun` in, or what the device does best."""
+    return asked if asked != "auto" else begun or backend.native_dtype
+
+
+def answering_dtype(trained: str, backend: Backend) -> str:
+    """In what an adapter is asked that was trained in `trained`: float32 where the device has no bf16 of its own.
+
+    Every bf16 number is a float32 one, so that only rounding differs. `auto` is what the device does best.
+    """
+    return "fp32" if "fp32" in (trained, backend.native_dtype) else "bf16"
+
+
 def _first_there_is() -> str:
     import torch
 

@@ -22,6 +22,7 @@ class Backend(Protocol):
         device: where tensors go.
         rank, world_size: this process among all of them; process 0 writes files.
         groups: packed groups per micro-batch of this process: one for each device that it drives.
+        native_dtype: `bf16`, or `fp32` where the device has no bf16 products of its own: what `--dtype auto` means.
         compiled: work is recorded and runs as one compiled graph at the end of a step. Every batch must have the same
             shapes, and reading a value on the host stalls the device unless the step was sent off before.
         gradient_scale: what a local loss is multiplied by so that gradients come out as a sum over processes.
@@ -32,6 +33,7 @@ class Backend(Protocol):
     rank: int
     world_size: int
     groups: int
+    native_dtype: str
     compiled: bool
     gradient_scale: float
 
@@ -101,6 +103,9 @@ class Backend(Protocol):
 
     def peak_memory(self) -> int:
         """Most memory used so far, in bytes: the device's, or the process's where it has none of its own."""
+
+    def release(self) -> None:
+        """Give back to the system what tensors that are gone have left behind."""
 
     def close(self) -> None:
         """Wait for the other processes and let go of them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import platform
 import resource
@@ -49,6 +50,20 @@ def _give_back_memory() -> None:
         trim(0)
 
 
+def _multiplies_bf16(device: str) -> bool:
+    """Whether a device has bf16 products of its own. A processor without them takes many times as long as in float32.
+
+    (AVX-512 without its bf16 instructions is not enough: the products are then those of float32, and slower.)
+    """
+    if device == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device != "cpu":
+        return True
+    if platform.machine() in ("arm64", "aarch64"):
+        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
 class TorchBackend:
     """One process on one device; see `Backend` for the methods."""
 
@@ -72,6 +87,7 @@ class TorchBackend:
         if self.world_size > 1:
             with _stdout_to_stderr():
                 dist.init_process_group("nccl" if name == "cuda" else "gloo")
+        self.native_dtype = "bf16" if _multiplies_bf16(name) else "fp32"
         self._steps = 0
         self.gradient_scale = float(self.world_size)  # DDP takes the mean over processes; the core wants the sum
 
@@ -150,6 +166,12 @@ class TorchBackend:
             return torch.cuda.max_memory_allocated(self.device)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+    def release(self) -> None:
+        gc.collect()
+        if self.name == "cuda":
+            torch.cuda.empty_cache()
+        _give_back_memory()
 
     def close(self) -> None:
         if self.world_size > 1:

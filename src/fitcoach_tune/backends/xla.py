@@ -8,6 +8,7 @@ a step. `xla-cpu` is the same on virtual devices of the CPU, which is how this m
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import platform
 import resource
@@ -75,6 +76,7 @@ def _start(name: str, num_devices: int | None) -> None:
 class XlaBackend:
     """All XLA devices of this host, and its share of those of other hosts; see `Backend` for the methods."""
 
+    native_dtype = "bf16"
     compiled = True
     gradient_scale = 1.0
 
@@ -264,6 +266,9 @@ class XlaBackend:
             info = xla_model.get_memory_info(self.device)
             return int(info.get("peak_bytes_used") or info["bytes_used"])
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+    def release(self) -> None:
+        gc.collect()
 
     def close(self) -> None:
         if self.world_size > 1:

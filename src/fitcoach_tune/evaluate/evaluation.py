@@ -165,8 +165,11 @@ class _Asker:
         folder: Path,
         ui: Console,
     ):
+        from fitcoach_tune.backends import answering_dtype
+
         self.run, self.base, self.config, self.backend, self.options = run, base, config, backend, options
         self.rows, self.folder, self.ui = rows, folder, ui
+        self.dtype = answering_dtype(run.dtype, backend)
         self.known = read_answers(folder / SAMPLES_NAME)
         self._constraints: dict[int, Constraint] = {}
         self._loaded: tuple[runs.Run | None, Generator] | None = None
@@ -211,7 +214,7 @@ class _Asker:
 
         if not self._loaded or self._loaded[0] is not adapter:
             self._loaded = None  # two models need not stand in memory at a time
-            model = models.load_model(self.base, self.run.dtype)
+            model = models.load_model(self.base, self.dtype)
             model = load_adapter(model, adapter.path) if adapter else model
             self.backend.place(model)
             self._loaded = adapter, Generator(model, self.backend)
@@ -221,7 +224,7 @@ class _Asker:
         # A pinned revision cannot have changed; hashing its weights would only cost time.
         base = [self.base.name, self.base.revision] if self.base.revision else models.weights_hash(self.base.path)
         # Devices round differently, and how long an answer takes is the device's.
-        return files.sha256_json([base, adapter.sha256 if adapter else None, self.run.dtype, self.backend.describe()])
+        return files.sha256_json([base, adapter.sha256 if adapter else None, self.dtype, self.backend.describe()])
 
     # -------------------------------------------------------------------------------------------- the answers
 
@@ -338,7 +341,7 @@ def _finish(found: list[SetResult], baseline: str | None, asker: _Asker) -> Eval
             "constrained": options.constrained,
             "seed": config.seed,
             "device": asker.backend.describe(),
-            "dtype": asker.run.dtype,
+            "dtype": asker.dtype,
         },
         "sets": [results.set_as_dict(result, baseline, TUNED) for result in found],
         "gates": [asdict(gate) for gate in gates],

@@ -120,7 +120,7 @@ def find_parts(
     run: Run | None,
     declared: Declared,
     *,
-    dtype: str = "bf16",
+    dtype: str = "auto",
     device: str = "auto",
     num_devices: int | None = None,
     constrained: bool | None = None,
@@ -148,7 +148,13 @@ def find_parts(
     tokenizer = load_own_tokenizer(run, base)
     wanted = constrained is not False and not backend.compiled
     constraint = _constraint(declared.tools, tokenizer, constrained is True, ui) if wanted else None
-    return Parts(base, run, run.dtype if run else dtype, declared, tokenizer, backend, constraint)
+    return Parts(base, run, _dtype(run, dtype, backend), declared, tokenizer, backend, constraint)
+
+
+def _dtype(run: Run | None, asked: str, backend: Backend) -> str:
+    from fitcoach_tune.backends import answering_dtype, training_dtype
+
+    return answering_dtype(run.dtype, backend) if run else training_dtype(asked, backend)
 
 
 def load_own_tokenizer(run: Run | None, base: Base) -> AnyTokenizer:
