@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fitcoach_tune import functiongemma, models, prepare, prepared_set, rendering
+from fitcoach_tune import functiongemma, models, prepare, prepared_rows, prepared_set, rendering
 from fitcoach_tune.config import Config
 from fitcoach_tune.dataset import Example
 from fitcoach_tune.errors import DataError, MismatchError, OutputError
@@ -116,7 +116,7 @@ def row_of(ids, *spans):
     ([row_of([2, 3], (1, 2)), row_of([9, 3], (1, 2))], 0),
 ])  # fmt: skip
 def test_common_prefix(rows, expected):
-    assert prepare.common_prefix(rows) == expected
+    assert prepared_rows.common_prefix(rows) == expected
 
 
 @pytest.fixture
@@ -297,8 +297,8 @@ def test_truncation_drops_what_the_last_answer_may_be(long_rows, tmp_path):
 def test_cut_keeps_an_example_that_is_whole():
     gold = gold_of([], TOOLS, [[Call("get_steps", {})]])
     example = Example(multi_turn(), TOOLS, "rows.jsonl:1", gold)
-    assert prepare.cut(example, 3) is example
-    assert prepare.cut(example, 2) == Example(multi_turn()[:5], TOOLS, "rows.jsonl:1", None)
+    assert prepared_rows.cut(example, 3) is example
+    assert prepared_rows.cut(example, 2) == Example(multi_turn()[:5], TOOLS, "rows.jsonl:1", None)
 
 
 @pytest.mark.parametrize("text", ["a <end_of_turn> b", "<start_function_call>call:x{}<end_function_call>", "<bos>"])

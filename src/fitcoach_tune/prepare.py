@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,60 +11,10 @@ from fitcoach_tune import __version__, dataset, files, functiongemma, models, re
 from fitcoach_tune.config import Config
 from fitcoach_tune.console import SILENT, Console
 from fitcoach_tune.dataset import Example
-from fitcoach_tune.errors import ConfigError, DataError, OutputError
-from fitcoach_tune.prepared_set import FORMAT, MANIFEST, PreparedRow, PreparedSet, open_set, versions, write_set
-from fitcoach_tune.training.batches import TokenizedRow, common_length
-
-
-def fit_length(rows: list[PreparedRow], max_length: int, excess: str, examples: Sequence[Example]) -> list[PreparedRow]:
-    """Apply `excess_length` to the rows that are longer than `max_length` tokens.
-
-    `truncate` keeps the turns from the start that fit whole: a call is never cut, and a row of which no answer fits is
-    dropped.
-
-    Raises:
-        DataError: there are longer rows and `excess` is `error`, or none is left.
-    """
-    longer = [row for row in rows if len(row.input_ids) > max_length]
-    if not longer:
-        return rows
-    if excess == "error":
-        lengths = np.array([len(row.input_ids) for row in rows])
-        p50, p95 = np.percentile(lengths, [50, 95])
-        raise DataError(
-            f"{len(longer)} of {len(rows)} rows are longer than {max_length} tokens "
-            f"(p50 {p50:.0f}, p95 {p95:.0f}, max {lengths.max()})",
-            where="--max-length",
-            details=[f"{examples[row.example].origin}: {len(row.input_ids)} tokens" for row in longer[:10]],
-            hint=f"--max-length {lengths.max()} keeps all; --excess-length drop or truncate shortens the set",
-        )
-    kept = []
-    for row in rows:
-        if len(row.input_ids) <= max_length:
-            kept.append(row)
-        elif excess == "truncate" and (spans := tuple(s for s in row.spans if s[1] <= max_length)):
-            kept.append(PreparedRow(row.input_ids[: spans[-1][1]], spans, row.example))
-    if not kept:
-        raise DataError("no row is left", where="--max-length", hint="allow longer rows")
-    return kept
-
-
-def cut(example: Example, answers: int) -> Example:
-    """A conversation up to its `answers`-th assistant message; what is acceptable concerns the last one alone."""
-    ends = [i for i, message in enumerate(example.messages) if message["role"] == "assistant"]
-    if answers == len(ends):
-        return example
-    return replace(example, messages=example.messages[: ends[answers - 1] + 1], acceptable=None)
-
-
-def common_prefix(rows: Sequence[TokenizedRow]) -> int:
-    """Length of the longest common token prefix that leaves every row a prompt token before its first supervised
-    one.
-    """
-    return common_length((row.input_ids for row in rows), min(row.spans[0][0] for row in rows) - 1)
-
-
-# ---------------------------------------------------------------------------------------------------- the verb
+from fitcoach_tune.errors import ConfigError, OutputError
+from fitcoach_tune.prepared_rows import examples_in, make_rows, save_examples
+from fitcoach_tune.prepared_set import FORMAT, MANIFEST, PreparedSet, open_set, versions
+from fitcoach_tune.prepared_set_writer import Spool, write_set
 
 
 def prepared_path(config: Config) -> Path:
@@ -99,58 +47,54 @@ def prepare(config: Config, ui: Console = SILENT, target: Path | None = None) ->
         raise OutputError("it exists and is not a prepared set", where=str(target), hint="choose another --output-dir")
     ui.note(f"reading {config.dataset}")
     tools = dataset.read_tools(config.tools) if config.tools else None
-    examples, source = dataset.read_examples(config.dataset, tools=tools, revision=config.revision)
-    dataset.validate(examples)
-    base = models.resolve(config.model, config.model_revision, ui)
-    tokenizer = models.load_tokenizer(base.path)
-    with ui.bar("tokenizing", len(examples)) as update:
-        rows = []
-        for row in rendering.tokenize(examples, tokenizer):
-            rows.append(row)
-            if len(rows) % 100 == 0 or len(rows) == len(examples):
-                update(len(rows))
-    kept = fit_length(rows, config.max_length, config.excess_length, examples)
-    examples = [cut(examples[row.example], len(row.spans)) for row in kept]
-    kept = [replace(row, example=i) for i, row in enumerate(kept)]
-    parts, report = splits.split(examples, config.split, config.test_size, config.seed)
-    if not len(parts[0]):
-        raise ConfigError("no row is left to train on", where="--test-size", hint="hold out less, or bring more rows")
-    manifest = {
-        "format": FORMAT,
-        "versions": versions(),
-        "source": {
-            "name": source.name,
-            "revision": source.revision,
-            "sha256": source.sha256,
-            "tools_sha256": _tools_hash(tools),
-            "notes": source.notes,
-        },
-        "settings": _settings(config),
-        "model": {
-            "name": base.reference if base.name != models.OFFLINE else base.name,
-            "revision": base.revision,
-            "tokenizer_sha256": models.tokenizer_hash(base.path),
-            "template": "project" if rendering.uses_project_template(tokenizer) else "model",
-        },
-        "rows": {"read": len(rows), "dropped": len(rows) - len(kept), "train": len(parts[0]), "test": len(parts[1])},
-        "tokens": _token_counts(kept),
-        "prefix": {
-            "tokens": (size := common_prefix(kept)),
-            "sha256": files.sha256_json(kept[0].input_ids[:size].tolist()),
-        },
-        "split": report,
-    }
-    developers = {developer_text(e) for e in examples}
-    manifest["developer"] = developers.pop() if len(developers) == 1 else None
-    template = tokenizer.chat_template or functiongemma.chat_template()
-    write_set(target, manifest, [[kept[i] for i in part] for part in parts], examples, template)
+    reading = dataset.Reading(config.dataset, tools=tools, revision=config.revision)
+    with Spool(target) as read, Spool(target) as made:
+        toolsets = save_examples(reading, read)
+        source = reading.source
+        base = models.resolve(config.model, config.model_revision, ui)
+        tokenizer = models.load_tokenizer(base.path)
+        with ui.bar("tokenizing", source.rows) as update:
+            kept = make_rows(read, made, toolsets, tokenizer, config, update)
+        facts = kept.facts
+
+        def example(row: int) -> Example:
+            return examples_in(made.take(np.array([row])).to_pydict(), toolsets)[0]
+
+        parts, report = splits.split_facts(facts, config.split, config.test_size, config.seed, example)
+        if not len(parts[0]):
+            what, hint = "no row is left to train on", "hold out less, or bring more rows"
+            raise ConfigError(what, where="--test-size", hint=hint)
+        manifest = {
+            "format": FORMAT,
+            "versions": versions(),
+            "source": {
+                "name": source.name,
+                "revision": source.revision,
+                "sha256": source.sha256,
+                "tools_sha256": _tools_hash(tools),
+                "notes": source.notes,
+            },
+            "settings": _settings(config),
+            "model": {
+                "name": base.reference if base.name != models.OFFLINE else base.name,
+                "revision": base.revision,
+                "tokenizer_sha256": models.tokenizer_hash(base.path),
+                "template": "project" if rendering.uses_project_template(tokenizer) else "model",
+            },
+            "rows": {
+                "read": source.rows,
+                "dropped": source.rows - len(facts),
+                "train": len(parts[0]),
+                "test": len(parts[1]),
+            },
+            "tokens": kept.token_counts(),
+            "prefix": {"tokens": len(kept.prefix), "sha256": files.sha256_json(kept.prefix.tolist())},
+            "split": report,
+            "developer": kept.developers.pop() if len(kept.developers) == 1 else None,
+        }
+        template = tokenizer.chat_template or functiongemma.chat_template()
+        write_set(target, manifest, made, parts, toolsets, facts.toolsets, template)
     return open_set(target)
-
-
-def developer_text(example: Example) -> str:
-    """A row's developer message; empty if it has none."""
-    first = example.messages[0]
-    return str(first["content"]) if first["role"] == "developer" else ""
 
 
 def is_current(prepared: PreparedSet, config: Config) -> bool:
@@ -165,13 +109,6 @@ def is_current(prepared: PreparedSet, config: Config) -> bool:
 
 def _tools_hash(tools: list[dict] | None) -> str | None:
     return files.sha256_json(tools) if tools else None
-
-
-def _token_counts(rows: Sequence[TokenizedRow]) -> dict[str, Any]:
-    lengths = np.array([len(row.input_ids) for row in rows])
-    p50, p95 = (int(v) for v in np.percentile(lengths, [50, 95]))
-    supervised = sum(len(row.supervised) for row in rows)
-    return {"total": int(lengths.sum()), "supervised": supervised, "p50": p50, "p95": p95, "max": int(lengths.max())}
 
 
 def summary(manifest: dict[str, Any]) -> str:

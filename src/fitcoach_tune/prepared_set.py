@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 MANIFEST = "manifest.json"
-_TEMPLATE, _TOOLSETS = "chat_template.jinja", "toolsets.json"
-_FILES = {_TEMPLATE, _TOOLSETS, "train.arrow", "test.arrow"}
+TEMPLATE, TOOLSETS = "chat_template.jinja", "toolsets.json"
+_FILES = {TEMPLATE, TOOLSETS, "train.arrow", "test.arrow"}
 _TEXT = Maybe(str, missing=False)
 _FORM = {
     "versions": {"fitcoach_tune": str},
@@ -58,6 +59,16 @@ class PreparedRow(TokenizedRow):
     example: int = -1
 
 
+class _Batch:
+    """One batch of a file of rows: (offsets, values) of its lists, and the numbers of its rows' tools."""
+
+    def __init__(self, batch: pa.RecordBatch):
+        self.rows = batch.num_rows
+        self.toolsets = batch["toolset"].to_numpy()
+        columns = (batch[name] for name in ("input_ids", "span_starts", "span_ends"))
+        self.ids, self.starts, self.ends = ((c.offsets.to_numpy(), c.values.to_numpy()) for c in columns)
+
+
 class PreparedSplit(Sequence[TokenizedRow]):
     """The rows of one split, read from a memory-mapped Arrow file when they are asked for.
 
@@ -68,21 +79,16 @@ class PreparedSplit(Sequence[TokenizedRow]):
     def __init__(self, path: Path, toolsets: list[list[dict]]):
         self._path, self._toolsets = path, toolsets
         self._table = _read_table(path)
-        self._ids = self._column("input_ids")
-        self._starts, self._ends = self._column("span_starts"), self._column("span_ends")
-        self._check()
+        self._batches = [_Batch(batch) for batch in self._table.to_batches() if batch.num_rows]
+        self._firsts = [0, *accumulate(batch.rows for batch in self._batches)][:-1]
+        for batch in self._batches:
+            self._check(batch)
 
-    def _column(self, name: str) -> tuple[np.ndarray, np.ndarray]:
-        column = self._table[name].combine_chunks()
-        if isinstance(column, list) or not len(column):
-            return np.zeros(1, np.int64), np.zeros(0, np.int32)
-        return column.offsets.to_numpy(), column.values.to_numpy()
-
-    def _check(self) -> None:
-        (offsets, ids), (places, starts), (end_places, ends) = self._ids, self._starts, self._ends
+    def _check(self, batch: _Batch) -> None:
+        (offsets, ids), (places, starts), (end_places, ends) = batch.ids, batch.starts, batch.ends
         counts = np.diff(places)
         rows = np.repeat(np.arange(len(counts)), counts)
-        toolsets = self._table["toolset"].to_numpy()
+        toolsets = batch.toolsets
         sound = (
             np.array_equal(places, end_places)
             and bool((counts > 0).all() and (ids >= 0).all() and (starts > 0).all() and (starts < ends).all())
@@ -97,18 +103,20 @@ class PreparedSplit(Sequence[TokenizedRow]):
         return self._table.num_rows
 
     def __getitem__(self, index: int) -> TokenizedRow:
-        cut = [v[o[index] : o[index + 1]] for o, v in (self._ids, self._starts, self._ends)]
+        number = bisect_right(self._firsts, index) - 1
+        batch, index = self._batches[number], index - self._firsts[number]
+        cut = [v[o[index] : o[index + 1]] for o, v in (batch.ids, batch.starts, batch.ends)]
         return TokenizedRow(cut[0], tuple(zip(cut[1].tolist(), cut[2].tolist(), strict=True)))
 
     @property
     def largest_token(self) -> int:
         """The largest token id; -1 without rows."""
-        return int(self._ids[1].max(initial=-1))
+        return max((int(batch.ids[1].max(initial=-1)) for batch in self._batches), default=-1)
 
     @property
     def shortest_prompt(self) -> int | None:
         """The fewest tokens before a row's first supervised one; None without rows."""
-        return int(self._starts[1].min()) if len(self) else None
+        return min((int(batch.starts[1].min()) for batch in self._batches), default=None)
 
     def example(self, index: int) -> Example:
         """The conversation that a row was made from.
@@ -135,7 +143,7 @@ def _read_table(path: Path) -> pa.Table:
     except (pa.ArrowException, OSError, ValueError) as error:
         raise _damaged(path, f"not readable: {' '.join(str(error).split())}") from None
     optional = {"acceptable"}
-    if table.schema.remove_metadata() != _schema() or any(
+    if table.schema.remove_metadata() != schema() or any(
         table[name].null_count for name in table.schema.names if name not in optional
     ):
         raise _damaged(path, "it has other columns")
@@ -156,7 +164,7 @@ class PreparedSet:
     @cached_property
     def toolsets(self) -> list[list[dict]]:
         """The distinct lists of tools that rows were rendered with."""
-        path = self.path / _TOOLSETS
+        path = self.path / TOOLSETS
         found = reading.read_json(path, _WHAT, [list])
         try:
             return [normalise_tools(tools) for tools in found]
@@ -183,9 +191,9 @@ class PreparedSet:
     @property
     def chat_template(self) -> str:
         try:
-            return (self.path / _TEMPLATE).read_text(encoding="utf-8")
+            return (self.path / TEMPLATE).read_text(encoding="utf-8")
         except UnicodeDecodeError as error:
-            raise _damaged(self.path / _TEMPLATE, str(error)) from None
+            raise _damaged(self.path / TEMPLATE, str(error)) from None
 
     def common_prompt(self) -> dict[str, Any] | None:
         """The developer text and tools that all rows share: {"developer": …, "tools": […]}, or None if they differ."""
@@ -244,59 +252,11 @@ def versions() -> dict[str, str]:
     return {"fitcoach_tune": __version__} | {p: version(p) for p in ("transformers", "tokenizers", "torch")}
 
 
-def write_set(
-    target: Path, manifest: dict, parts: list[list[PreparedRow]], examples: list[Example], template: str
-) -> None:
-    toolsets: dict[str, list[dict]] = {}
-    keys = {}
-    for row in (row for part in parts for row in part):
-        tools = examples[row.example].tools
-        if id(tools) not in keys:
-            keys[id(tools)] = files.sha256_json(tools)
-            toolsets.setdefault(keys[id(tools)], tools)
-    order = {key: i for i, key in enumerate(toolsets)}
-    with files.atomic_directory(target) as staged:
-        for name, part in zip(("train", "test"), parts, strict=True):
-            numbers = [order[keys[id(examples[row.example].tools)]] for row in part]
-            _write_arrow(staged / f"{name}.arrow", part, numbers, examples)
-        (staged / _TOOLSETS).write_text(files.to_json(list(toolsets.values())), encoding="utf-8")
-        (staged / _TEMPLATE).write_text(template, encoding="utf-8")
-        manifest["toolsets"] = len(toolsets)
-        manifest["tools_sha256"] = files.sha256_json(sorted(toolsets))
-        manifest["template_sha256"] = files.sha256_text(template)
-        manifest["files"] = {f.name: files.sha256_file(f) for f in sorted(staged.iterdir())}
-        manifest["data_sha256"] = files.sha256_json([manifest["files"], manifest["prefix"]])
-        (staged / MANIFEST).write_text(files.to_json(manifest), encoding="utf-8")
-
-
-def _schema() -> pa.Schema:
+def schema() -> pa.Schema:
+    """The columns of a file of rows."""
     import pyarrow as pa
 
     ints = pa.list_(pa.int32())
     columns = {"input_ids": ints, "span_starts": ints, "span_ends": ints, "messages": pa.string()}
     columns |= {"toolset": pa.int32(), "origin": pa.string(), "acceptable": pa.string()}
     return pa.schema(list(columns.items()))
-
-
-def _write_arrow(path: Path, rows: list[PreparedRow], toolsets: list[int], examples: list[Example]) -> None:
-    import pyarrow as pa
-
-    used = [examples[row.example] for row in rows]
-    table = pa.table(
-        {
-            "input_ids": [row.input_ids for row in rows],
-            "span_starts": [[s for s, _ in row.spans] for row in rows],
-            "span_ends": [[e for _, e in row.spans] for row in rows],
-            "messages": [_as_text(example.messages) for example in used],
-            "toolset": toolsets,
-            "origin": [example.origin for example in used],
-            "acceptable": [e.acceptable and _as_text(e.acceptable.as_json()) for e in used],
-        },
-        _schema(),
-    )
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-
-
-def _as_text(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import math
 import unicodedata
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from fitcoach_tune import files
 from fitcoach_tune.dataset import Example
+from fitcoach_tune.functiongemma import Call
 
 # Two questions count as nearly equal from this similarity on: 1 - edits / total length, on normalised text.
 NEAR = 0.9
 # In a bucket of candidates each text is compared with this many neighbours, so that the cost stays linear.
 _NEIGHBOURS = 20
-_LISTED = 10
+_LISTED, _NAMED = 10, 3
+_BASE, _AT_ONCE = 0x9E3779B97F4A7C15, 1 << 16
 _APOSTROPHES = "'\u2018\u2019\u02bc"
 _ASCII = {i: chr(i).lower() if chr(i).isalnum() else " " for i in range(128)} | {ord("'"): None}
 
@@ -47,41 +50,146 @@ def question(example: Example) -> str:
 
 def label(example: Example) -> str:
     """What a row teaches to call, for stratifying: tool names, or "no call"."""
-    return " + ".join(call.name for call in example.gold) or "no call"
+    return _label(example.gold)
+
+
+def _label(calls: Sequence[Call]) -> str:
+    return " + ".join(call.name for call in calls) or "no call"
+
+
+class Facts:
+    """What the split has to know of rows, in little memory."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        """What the user says, normalised."""
+        self.labels = array("i")
+        """The number of each row's label."""
+        self.answers = array("q")
+        """A hash of each row's calls, of this process."""
+        self.toolsets = array("i")
+        """A number for each row's tools."""
+        self._numbers: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def extend(self, more: Facts) -> None:
+        """Add the rows of another one."""
+        numbers = [self._numbers.setdefault(name, len(self._numbers)) for name in more._numbers]
+        self.labels.extend(numbers[label] for label in more.labels)
+        self.texts += more.texts
+        self.answers += more.answers
+        self.toolsets += more.toolsets
+
+    def add(self, example: Example, toolset: int) -> None:
+        """Add a row; `toolset` is the same number for rows with equal tools."""
+        calls = example.gold
+        answer = name = _label(calls)
+        if any(call.arguments for call in calls):
+            answer = json.dumps([[call.name, call.arguments] for call in calls], sort_keys=True)
+        self.texts.append(normalise(question(example)))
+        self.labels.append(self._numbers.setdefault(name, len(self._numbers)))
+        self.answers.append(hash(answer))
+        self.toolsets.append(toolset)
+
+
+# Near-duplicates ------------------------------------------------------------------------------------------------------
 
 
 def group_near_duplicates(texts: Sequence[str]) -> np.ndarray:
-    """Group numbers, int64 [N]: equal and nearly equal normalised texts share one.
+    """Group numbers, int64 [N]: equal and nearly equal normalised texts share one, the place of their first.
 
     Candidates are texts that are equal after one word is left out of each (the deletion neighbourhood of SymSpell, here
     on words); of these, pairs with a similarity of at least `NEAR` are joined. Linear in the number of texts.
     """
+    return _group(texts)[1]
+
+
+def _group(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """A number for each text, the same for equal ones, int64 [N]; and `group_near_duplicates`."""
+    order = sorted(range(len(texts)), key=texts.__getitem__)
+    is_new = np.array([not at or texts[i] != texts[order[at - 1]] for at, i in enumerate(order)], dtype=bool)
+    order = np.array(order, dtype=np.int64)
+    firsts = order[is_new]  # the sort is stable
+    roots = _join_near([texts[i] for i in firsts.tolist()])
+    earliest = np.full(len(firsts), len(texts))
+    np.minimum.at(earliest, roots, firsts)
+    numbers = np.empty_like(order)
+    numbers[order] = np.cumsum(is_new) - 1
+    return numbers, earliest[roots][numbers]
+
+
+def _join_near(texts: list[str]) -> np.ndarray:
+    """For each of these distinct texts, in their order, the number of the first in its group, int64 [N]."""
     from rapidfuzz.distance import Indel
+    from rapidfuzz.process import cpdist
 
-    parent = list(range(len(texts)))
+    roots = np.arange(len(texts))
+    buckets, members = _candidates(texts)
+    for step in range(1, _NEIGHBOURS + 1):
+        places = np.flatnonzero(buckets[step:] == buckets[:-step])
+        left, right = members[places], members[places + step]
+        is_apart = roots[left] != roots[right]
+        left, right = left[is_apart], right[is_apart]
+        pairs = [texts[i] for i in left.tolist()], [texts[i] for i in right.tolist()]
+        # In single precision, which is the default, 0.9 is less than NEAR.
+        similarity = cpdist(*pairs, scorer=Indel.normalized_similarity, score_cutoff=NEAR, dtype=np.float64)
+        _join(roots, left[similarity >= NEAR], right[similarity >= NEAR])
+    return roots
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = parent[parent[i]]
-            i = parent[i]
-        return i
 
-    first: dict[str, int] = {}
-    for i, text in enumerate(texts):
-        parent[i] = first.setdefault(text, i)
-    buckets: dict[Hashable, list[int]] = defaultdict(list)
-    for text, i in first.items():
-        words = text.split()
-        for gap in range(len(words)):
-            buckets[hash((*words[:gap], *words[gap + 1 :]))].append(i)
-        buckets[hash(tuple(words))].append(i)
-    for members in buckets.values():
-        members.sort(key=lambda i: texts[i])
-        for place, i in enumerate(members):
-            for j in members[place + 1 : place + 1 + _NEIGHBOURS]:
-                if root(i) != root(j) and Indel.normalized_similarity(texts[i], texts[j], score_cutoff=NEAR) >= NEAR:
-                    parent[max(root(i), root(j))] = min(root(i), root(j))
-    return np.array([root(i) for i in range(len(texts))], dtype=np.int64)
+def _join(roots: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
+    """Give all that these pairs, and `roots` so far, connect the same root: the least."""
+    while len(left):
+        one, other = roots[left], roots[right]
+        np.minimum.at(roots, np.maximum(one, other), np.minimum(one, other))
+        while not np.array_equal(further := roots[roots], roots):
+            roots[:] = further
+        is_apart = roots[left] != roots[right]
+        left, right = left[is_apart], right[is_apart]
+
+
+def _candidates(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Buckets of two texts or more that are equal without some word: [(bucket's hash, text's number)], sorted."""
+    parts = [_deletion_hashes(texts[i : i + _AT_ONCE]) for i in range(0, max(len(texts), 1), _AT_ONCE)]
+    hashes = np.concatenate([found for found, _ in parts])
+    owners = np.concatenate([number * np.int32(_AT_ONCE) + found for number, (_, found) in enumerate(parts)])
+    del parts  # at a million texts this is most of what is in memory
+    order = np.argsort(hashes)
+    hashes = hashes[order]
+    is_again = hashes[1:] == hashes[:-1]
+    is_shared = np.zeros(len(hashes), dtype=bool)
+    is_shared[1:] |= is_again
+    is_shared[:-1] |= is_again
+    hashes, owners = hashes[is_shared], owners[order[is_shared]]
+    order = np.lexsort((owners, hashes))
+    return hashes[order], owners[order]
+
+
+def _deletion_hashes(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Hashes of each text's words without one of them, and of all of them, uint64; and the texts' numbers, int32.
+
+    A text's hash is a polynomial with its words' hashes as coefficients, modulo 2 ** 64: what stands on either side of
+    a gap is the difference of two running sums.
+    """
+    words = [text.split() for text in texts]
+    counts = np.array([len(one) for one in words], dtype=np.int64)
+    coefficients = np.fromiter((hash(word) for one in words for word in one), np.int64, counts.sum()).view(np.uint64)
+    numbers = np.arange(len(texts), dtype=np.int32)
+    owners = np.repeat(numbers, counts)
+    ends = np.cumsum(counts)
+    starts = ends - counts
+    gaps = np.arange(len(coefficients))
+    places = gaps - starts[owners]
+    powers = np.cumprod(np.full(counts.max(initial=0) + 1, _BASE, dtype=np.uint64))
+    sums = np.append(np.uint64(0), np.cumsum(coefficients * powers[places + 1]))
+    moved = np.append(np.uint64(0), np.cumsum(coefficients * powers[places]))  # behind the gap, one place further left
+    without_one = sums[gaps] - sums[starts[owners]] + moved[ends[owners]] - moved[gaps + 1]
+    return np.append(without_one, sums[ends] - sums[starts]), np.append(owners, numbers)
+
+
+# The split ------------------------------------------------------------------------------------------------------------
 
 
 def split(
@@ -93,12 +201,33 @@ def split(
         kind: `grouped`, or `random` for a plain shuffle with the result of `datasets.Dataset.train_test_split`.
         test_size: share of the rows that is held out, between 0 and 1; one row at least stays to train on.
     """
-    texts = [normalise(question(e)) for e in examples]
-    labels = [label(e) for e in examples]
-    groups = group_near_duplicates(texts)
-    parts = _random(len(examples), test_size, seed) if kind == "random" else _grouped(groups, labels, test_size, seed)
-    shared = len(set(groups[parts[0]]) & set(groups[parts[1]]))
-    return parts, {"kind": kind, **_duplicates(examples, texts, groups), "groups_on_both_sides": shared}
+    rows = Facts()
+    toolsets: dict[int, int] = {}  # by a list's id: rows whose tools are equal share the list
+    for example in examples:
+        rows.add(example, toolsets.setdefault(id(example.tools), len(toolsets)))
+    return split_facts(rows, kind, test_size, seed, examples.__getitem__)
+
+
+def split_facts(
+    rows: Facts, kind: str, test_size: float, seed: int, example: Callable[[int], Example]
+) -> tuple[tuple[np.ndarray, np.ndarray], dict[str, Any]]:
+    """`split` of rows that are not in memory; `example` gives one by its number, of which the report quotes a few."""
+    texts, groups = _group(rows.texts)
+    parts = _random(len(rows), test_size, seed) if kind == "random" else _grouped(groups, rows.labels, test_size, seed)
+    conflicts = _conflicts(texts, np.array(rows.toolsets), np.array(rows.answers))
+    distinct = len(np.unique(texts))
+    return parts, {
+        "kind": kind,
+        "duplicates": len(rows) - distinct,
+        "near_duplicates": distinct - len(np.unique(groups)),
+        "conflicts": len(conflicts),
+        "conflicting": [_described([example(row) for row in found[:_NAMED]]) for found in conflicts[:_LISTED]],
+        "groups_on_both_sides": len(np.intersect1d(groups[parts[0]], groups[parts[1]])),
+    }
+
+
+def _described(conflict: list[Example]) -> str:
+    return f"{question(conflict[0])!r}: {', '.join(example.origin for example in conflict)}"
 
 
 def _random(rows: int, test_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,20 +236,20 @@ def _random(rows: int, test_size: float, seed: int) -> tuple[np.ndarray, np.ndar
     return order[held_out:], order[:held_out]
 
 
-def _grouped(groups: np.ndarray, labels: list[str], test_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _grouped(groups: np.ndarray, labels: Sequence[int], test_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Whole groups go to the test side in shuffled order while their label still lacks held-out rows.
 
     At least one row of each label is left to train on.
     """
     wanted = {name: min(round(test_size * count), count - 1) for name, count in Counter(labels).items()}
-    members: dict[int, list[int]] = defaultdict(list)
-    for row, group in enumerate(groups.tolist()):
-        members[group].append(row)
-    order = np.random.default_rng(seed).permutation(sorted(members))
+    members = np.argsort(groups, kind="stable")
+    names, starts = np.unique(groups[members], return_index=True)
+    ends = np.append(starts[1:], len(groups))
+    order = np.searchsorted(names, np.random.default_rng(seed).permutation(names))
     held_out: list[int] = []
-    for group in order.tolist():
-        rows = members[group]
-        name = Counter(labels[row] for row in rows).most_common(1)[0][0]
+    for start, end in zip(starts[order].tolist(), ends[order].tolist(), strict=True):
+        rows = members[start:end].tolist()
+        name = Counter(labels[row] for row in rows).most_common(1)[0][0] if len(rows) > 1 else labels[rows[0]]
         if len(rows) <= wanted[name]:
             held_out += rows
             wanted[name] -= len(rows)
@@ -128,16 +257,17 @@ def _grouped(groups: np.ndarray, labels: list[str], test_size: float, seed: int)
     return np.setdiff1d(np.arange(len(labels)), test), test
 
 
-def _duplicates(examples: Sequence[Example], texts: list[str], groups: np.ndarray) -> dict[str, Any]:
-    answers: dict[tuple, dict[str, Example]] = defaultdict(dict)
-    for example, text in zip(examples, texts, strict=True):
-        gold = [{"name": call.name, "arguments": call.arguments} for call in example.gold]
-        # The same question with other tools may rightly have another answer.
-        answers[text, id(example.tools)].setdefault(files.sha256_json(gold), example)
-    conflicts = [list(found.values()) for found in answers.values() if len(found) > 1]
-    return {
-        "duplicates": len(texts) - len(set(texts)),
-        "near_duplicates": len(set(texts)) - len(set(groups.tolist())),
-        "conflicts": len(conflicts),
-        "conflicting": [f"{question(c[0])!r}: {', '.join(e.origin for e in c[:3])}" for c in conflicts[:_LISTED]],
-    }
+def _conflicts(texts: np.ndarray, toolsets: np.ndarray, answers: np.ndarray) -> list[list[int]]:
+    """Of each question with several answers the first row with each answer, all in the rows' order.
+
+    The same question with other tools may rightly have another answer.
+    """
+    order = np.lexsort((answers, toolsets, texts))
+    texts, toolsets, answers = texts[order], toolsets[order], answers[order]
+    is_same = (texts[1:] == texts[:-1]) & (toolsets[1:] == toolsets[:-1])
+    questions = np.append([0], np.cumsum(~is_same))
+    is_open = np.isin(questions, questions[1:][is_same & (answers[1:] != answers[:-1])])
+    found: dict[int, dict[int, int]] = defaultdict(dict)
+    for row, asked, answer in sorted(zip(*(of[is_open].tolist() for of in (order, questions, answers)), strict=True)):
+        found[asked].setdefault(answer, row)
+    return [list(rows.values()) for rows in found.values()]

@@ -23,6 +23,8 @@ class CallChecker:
         self._validators: dict[str, object | None] = {}
         # By a list's id: the validators by the tools' names. The list is kept, so that its id is not given away.
         self._lists: dict[int, tuple[list[dict], dict[str, object | None]]] = {}
+        # Ids of the validators that were seen to take no arguments at all.
+        self._take_none: set[int] = set()
 
     def tool_problems(self, tools: list[dict]) -> Iterator[tuple[str, str]]:
         """Yields (field, what) for each problem of these tools that was not reported before."""
@@ -50,9 +52,15 @@ class CallChecker:
             hint = f"did you mean {quote(near[0])}?" if near else f"declared: {declared}"
             yield "name", f"{quote(name)} is not one of the row's tools; {hint}"
             return
-        yield from map(_split, functiongemma.call_problems(functiongemma.Call(name, arguments)))
-        if by_name[name] is not None:
-            yield from _schema_problems(by_name[name], arguments)
+        validator = by_name[name]
+        if not arguments and id(validator) in self._take_none:
+            return
+        problems = [*map(_split, functiongemma.call_problems(functiongemma.Call(name, arguments)))]
+        if validator is not None:
+            problems += _schema_problems(validator, arguments)
+            if not problems and not arguments:
+                self._take_none.add(id(validator))
+        yield from problems
 
 
 def _split(problem: str) -> tuple[str, str]:

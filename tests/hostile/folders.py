@@ -14,6 +14,7 @@ from fitcoach_tune.dataset import Example
 from fitcoach_tune.functiongemma import Call
 from fitcoach_tune.gold import gold_of
 from fitcoach_tune.prepared_set import PreparedRow
+from fitcoach_tune.prepared_set_writer import Spool, as_batch, conversations, tokens, write_set
 from fitcoach_tune.training import checkpoint
 from tests.conftest import SLEEP, STEPS, conversation
 from tests.training.test_checkpoint import RUN, snapshot, state
@@ -52,7 +53,9 @@ def prepared(folder: Path) -> Path:
         "developer": functiongemma.TRIGGER,
     }  # fmt: skip
     template = functiongemma.chat_template()
-    prepared_set.write_set(folder, manifest, [made[:3], made[3:]], examples, template)
+    with Spool(folder) as rows:
+        rows.add(as_batch(tokens(made) | conversations(examples, [0] * 4)))
+        write_set(folder, manifest, rows, (np.arange(3), np.arange(3, 4)), [TOOLS], [0] * 4, template)
     return folder
 
 

@@ -8,7 +8,7 @@ import pytest
 from fitcoach_tune import fitness
 from fitcoach_tune.dataset import Example
 from fitcoach_tune.fitness.generator import DEVELOPER, row
-from fitcoach_tune.prepare import common_prefix
+from fitcoach_tune.prepared_rows import common_prefix
 from fitcoach_tune.rendering import tokenize
 from fitcoach_tune.train import called_functions
 from fitcoach_tune.training.variation import Variation, common_refusal, declarations

@@ -16,7 +16,7 @@ from fitcoach_tune import functiongemma
 from fitcoach_tune.dataset.messages import read_messages
 from fitcoach_tune.dataset.toolsets import ToolCache
 from fitcoach_tune.gold import Gold, GoldCall, declared
-from fitcoach_tune.strict_json import Flaw, kind, parse_cell, quote
+from fitcoach_tune.strict_json import Flaw, kind, parse_cell, parse_json, quote
 from fitcoach_tune.tools import normalise_tools
 
 FORM = ("question",)
@@ -28,6 +28,7 @@ NO_CALL = "None of the functions can do that."
 _IRRELEVANCE = "irrelevance"
 _TYPES = {"dict": "object", "float": "number", "tuple": "array"}
 _MOST_VALUES = 500
+_QUESTION = f'"{FORM[0]}"'.encode()
 
 
 class LeftOut(Flaw):
@@ -43,14 +44,17 @@ def with_answers(
     """Adds `ground_truth` to those rows of the benchmark that have no answer themselves.
 
     Args:
-        items: (origin, row) of a file of any form; other rows pass as they are.
+        items: (origin, row) of a file of any form, as `containers.Items`; other rows pass as they are.
         name: of the file; one with "irrelevance" in it wants no calls.
         answers: (origin, `{"id": …, "ground_truth": …}`) of the file with the answers, if there is one; read on need.
     """
     by_id: dict[str, object] = {}
     for origin, row in items:
+        if isinstance(row, bytes) and (_QUESTION in row or b"\\u" in row):
+            row = _parsed(row)
         if isinstance(row, dict) and FORM[0] in row and _given(row) is None:
             for place, answer in answers or ():
+                answer = _parsed(answer)
                 if isinstance(answer, dict) and isinstance(answer.get("id"), str):
                     by_id[answer["id"]] = _given(answer)
                 else:
@@ -59,6 +63,13 @@ def with_answers(
             found = by_id.get(row["id"]) if isinstance(row.get("id"), str) else None
             row = {**row, "ground_truth": [] if found is None and _IRRELEVANCE in name.lower() else found}
         yield origin, row
+
+
+def _parsed(row: object) -> object:
+    try:
+        return parse_json(row) if isinstance(row, bytes) else row
+    except Flaw as flaw:
+        return flaw
 
 
 def _given(row: dict) -> object:

@@ -18,7 +18,7 @@ from fitcoach_tune import builtin, hub, reading
 from fitcoach_tune.dataset import bfcl
 from fitcoach_tune.dataset.forms import COLUMNS, FORMS_TEXT
 from fitcoach_tune.errors import AccessError, DataError, MismatchError
-from fitcoach_tune.strict_json import Flaw, Maybe, decode_json, find_flaw, kind, parse_json, quote
+from fitcoach_tune.strict_json import Flaw, Maybe, decode_json, find_flaw, kind, quote
 from fitcoach_tune.tools import local_path
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _STATE = {"_data_files": [{"filename": str}], "_indices_data_files": Maybe([{"fi
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 Items = Iterator[tuple[str, object]]
-"""(origin, row), where a row that could not be parsed is its `Flaw`."""
+"""(origin, row), where a row is a value, or bytes: a line of JSON; of one that could not be parsed, its `Flaw`."""
 
 
 @dataclass
@@ -142,12 +142,8 @@ def _jsonl_items(path: Path, label: str, counts: Counter[str]) -> Items:
             if not line.strip():
                 counts["blank lines skipped"] += 1
                 continue
-            try:
-                if len(line) > _LONGEST_LINE:
-                    raise Flaw("", f"a line has at most {_LONGEST_LINE:,} bytes")
-                row = parse_json(line.rstrip(b"\r\n"))
-            except Flaw as flaw:
-                row = flaw
+            is_long = len(line) > _LONGEST_LINE
+            row = Flaw("", f"a line has at most {_LONGEST_LINE:,} bytes") if is_long else line.rstrip(b"\r\n")
             yield f"{label}:{number}", row
 
 

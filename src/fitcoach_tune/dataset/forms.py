@@ -47,7 +47,7 @@ def read_row(row: object, shared: list[dict] | None, cache: ToolCache, *, column
     """What one row says.
 
     Args:
-        row: of any form, each cell a value or its JSON text.
+        row: of any form, each cell a value or its JSON text; or the whole as JSON.
         shared: the tools of a row that has none.
         cache: of tools.
         columnar: the row comes from a columnar format, so nulls in its values may be nobody's.
@@ -58,10 +58,11 @@ def read_row(row: object, shared: list[dict] | None, cache: ToolCache, *, column
     """
     if isinstance(row, Flaw):
         raise row
+    if isinstance(row, bytes):
+        row = parse_json(row)
     if not isinstance(row, dict):
         raise Flaw("", f"a row must be an object, not {kind(row)}")
-    forms = (*_FORMS, bfcl.FORM)
-    form = next((form for form in forms if not any(_is_absent(row.get(key), columnar) for key in form)), None)
+    form = _form_of(row, columnar)
     if form is None:
         found = shorten(", ".join(map(quote, row)), 200) or "nothing"
         raise Flaw("", f"a row needs {FORMS_TEXT}; it has {found}")
@@ -72,8 +73,10 @@ def read_row(row: object, shared: list[dict] | None, cache: ToolCache, *, column
         raise Flaw("tools", "the row has none, and none were given with --tools")
     row = _cleaned(row, tools, counts) if columnar else row
     messages, others = _FORMS[form](row), _acceptable(row)
+    if not others:
+        return Row(messages, tools)
     own = [Call(**call["function"]) for call in messages[-1].get("tool_calls", [])]
-    return Row(messages, tools, gold_of(own, tools, others) if others else None)
+    return Row(messages, tools, gold_of(own, tools, others))
 
 
 def _published(row: dict, cache: ToolCache, *, columnar: bool, counts: Counter[str]) -> Row:
@@ -88,6 +91,14 @@ def _published(row: dict, cache: ToolCache, *, columnar: bool, counts: Counter[s
 def _cleaned(row: dict, tools: Iterable[dict], counts: Counter[str]) -> dict:
     schemas = {tool["function"]["name"]: tool["function"].get("parameters") for tool in tools}
     return clean({key: row.get(key) for key in COLUMNS if key != "tools"}, counts, schemas)
+
+
+def _form_of(row: dict, columnar: bool) -> tuple[str, ...] | None:
+    """The columns of the first form that the row has all of."""
+    for form in (*_FORMS, bfcl.FORM):
+        if all(not _is_absent(row.get(key), columnar) for key in form):
+            return form
+    return None
 
 
 def _is_absent(cell: object, columnar: bool) -> bool:

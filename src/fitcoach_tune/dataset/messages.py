@@ -25,14 +25,14 @@ def read_messages(cell: object) -> list[dict]:
         if role == "tool":
             messages.append(_result(raw, spot, due))
             continue
-        content = raw.get("content")
-        text = "" if content is None and role == "assistant" else read_text(content, f"{spot}.content")
+        content, place = raw.get("content"), f"{spot}.content"
+        text = "" if content is None and role == "assistant" else read_text(content, place)
         if calls:
-            messages.append({"role": role, "content": text, "tool_calls": [read_call(c, place) for place, c in calls]})
+            messages.append({"role": role, "content": text, "tool_calls": [read_call(c, at) for at, c in calls]})
             names = [call["function"]["name"] for call in messages[-1]["tool_calls"]]
             due = [(call.get("id"), name) for (_, call), name in zip(calls, names, strict=True)]
         else:
-            messages.append({"role": role, "content": filled(text, f"{spot}.content")})
+            messages.append({"role": role, "content": filled(text, place)})
     if messages[-1]["role"] != "assistant":
         raise Flaw(f"messages[{len(messages) - 1}]", "the last message must be the assistant's, to be learnt")
     return messages
@@ -84,6 +84,8 @@ def _result(raw: dict, spot: str, due: list[tuple[object, str]]) -> dict:
 
 def _raw_calls(raw: dict, spot: str) -> list[tuple[str, object]]:
     """(place, call) of a message's calls: `tool_calls`, or the single `function_call` of OpenAI's first interface."""
+    if raw.get("tool_calls") is None and raw.get("function_call") is None:
+        return []
     name = "tool_calls" if raw.get("tool_calls") is not None else "function_call"
     value = parse_cell(raw.get(name), f"{spot}.{name}")
     if value is None:

@@ -129,8 +129,16 @@ def _results(message: Mapping[str, Any], earlier: Sequence[Mapping[str, Any]], w
     return _result(_result_name(message, earlier, where), content)
 
 
-def _turns(messages: Sequence[Mapping[str, Any]], offset: int) -> Iterator[str]:
-    """Yield the text after the developer turn, one piece per message; errors count messages from `offset`."""
+def render_turns(messages: Sequence[Mapping[str, Any]], offset: int) -> Iterator[str]:
+    """Yield what `render` writes after the developer's turn, one piece per message.
+
+    Args:
+        messages: without the developer's.
+        offset: what errors count messages from.
+
+    Raises:
+        DataError: as `render`.
+    """
     previous = None  # "call" or "result" while the model's turn is still open
     for index, message in enumerate(messages):
         where = f"messages[{index + offset}]"
@@ -186,7 +194,7 @@ def render(
         pieces.extend(render_declaration(tool) for tool in tools or ())
         pieces.append(f"{END_OF_TURN}\n")
     rest = messages[1:] if has_developer else messages
-    pieces.extend(_turns(rest, int(has_developer)))
+    pieces.extend(render_turns(rest, int(has_developer)))
     if add_generation_prompt and not (rest and rest[-1].get("role") == "tool"):
         pieces.append(f"{START_OF_TURN}model\n")
     return "".join(pieces)
