@@ -64,20 +64,25 @@ def whole_rows(rows: Sequence[TokenizedRow]) -> list[list[int]]:
 
 
 def step(loss: Any, rows: Sequence[TokenizedRow], groups: Sequence[Sequence[int]], prefix: Any) -> Callable[[], float]:
-    """A step over rows, group by group, each behind `prefix`; it returns the loss per supervised token."""
+    """A step over rows, group by group, each behind `prefix`, as the program takes them; it returns the loss per
+    supervised token.
+    """
     import numpy as np
     import torch
 
+    from fitcoach_tune.backends import make_backend
     from fitcoach_tune.training import batches
     from fitcoach_tune.training.step import inputs
 
     count = batches.supervised_count(rows, np.arange(len(rows)))
+    most = make_backend("cpu").most_tokens
+    parts = [part for group in groups for part in batches.parts(rows, np.array(group), len(prefix), most)]
 
     def run() -> float:
         total = 0.0
-        for group in groups:
-            batch = batches.pack(rows, np.array(group), prefix, groups=1)
-            summed = loss(*inputs(batch, len(prefix), loss.model.config.sliding_window, torch.from_numpy)) / count
+        for part in parts:
+            batch = batches.pack(rows, part, prefix, groups=1)
+            summed = loss(*inputs(batch, loss.model.config.sliding_window, torch.from_numpy)) / count
             summed.backward()
             total += summed.item()
         loss.model.zero_grad(set_to_none=True)

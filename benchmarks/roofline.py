@@ -111,7 +111,7 @@ def one_size(data: str, batch: int, repeat: int, dtype: str) -> dict[str, Any]:
     for step in range(repeat + 1):
         chosen = batches.batch_rows(len(rows), batch, trainer.config.seed, *divmod(step, trainer.plan.steps_per_epoch))
         chosen = chosen[chosen != batches.PADDING_ROW]
-        computed = batches.pack(rows, chosen, prefix, groups=1).input_ids.size
+        computed = sum(batch.input_ids.size for batch in trainer._pack(rows, prefix, chosen))
         real = len(prefix) + sum(rows[i].end - len(prefix) for i in chosen)
         started = time.perf_counter()
         trainer.step(step)

@@ -83,7 +83,7 @@ def packed_step(model: torch.nn.Module, rows: list, prefix: np.ndarray) -> Calla
 
     def step() -> float:
         batch = batches.pack(rows, np.arange(len(rows)), prefix, groups=1)
-        loss = loss_module(*inputs(batch, len(prefix), model.config.sliding_window, torch.from_numpy)) / count
+        loss = loss_module(*inputs(batch, model.config.sliding_window, torch.from_numpy)) / count
         loss.backward()
         model.zero_grad(set_to_none=True)
         return loss.item()

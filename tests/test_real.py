@@ -48,7 +48,7 @@ def test_loss_and_gradients_equal_the_plain_computation(offline_base, prepared):
     expected = torch.autograd.grad(plain, parameters)
 
     batch = batches.pack(rows, np.arange(4), prepared.prefix, groups=1)
-    packed = PackedLoss(model)(*inputs(batch, len(prepared.prefix), model.config.sliding_window, torch.from_numpy))
+    packed = PackedLoss(model)(*inputs(batch, model.config.sliding_window, torch.from_numpy))
     assert packed.item() == pytest.approx(plain.item(), rel=1e-5)
     actual = torch.autograd.grad(packed, parameters)
     total = torch.stack([(a - e).norm() for a, e in zip(actual, expected, strict=True)]).norm()

@@ -21,7 +21,7 @@ from fitcoach_tune.errors import ConfigError, DataError
 from fitcoach_tune.inference.caller import Answer, FunctionCaller, check_query, read_answer
 from fitcoach_tune.inference.dialogue import Dialogue, Reply, Watcher
 from fitcoach_tune.inference.execute import TIMEOUT, Result, Toolbox, find_toolbox, stdout_for_data
-from fitcoach_tune.inference.loading import UNTUNED, Parts, declare, default_adapter, find_base, find_parts, load_tuned
+from fitcoach_tune.inference.loading import UNTUNED, Parts, declare, default_adapter, find_base, find_parts
 from fitcoach_tune.inference.wording import describe_call
 from fitcoach_tune.libraries import without_collections
 
@@ -33,7 +33,6 @@ __all__ = [
     "default_adapter",
     "describe_call",
     "infer",
-    "load_tuned",
     "read_answer",
 ]
 

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from transformers import PreTrainedTokenizerBase
 
     from fitcoach_tune.prepared_set import PreparedSet
+    from fitcoach_tune.tokenizer import AnyTokenizer
     from fitcoach_tune.training.batches import TokenizedRow
 
 _SHARED, _PROMPT, _TRAINED = "dim cyan", "white", "bold green"
 
 
-def show_rows(prepared: PreparedSet, tokenizer: PreTrainedTokenizerBase, count: int) -> list[RenderableType]:
+def show_rows(prepared: PreparedSet, tokenizer: AnyTokenizer, count: int) -> list[RenderableType]:
     """For each of the first `count` training rows a rule with its origin, the coloured text, and the count in words."""
     from rich.rule import Rule
 
@@ -29,7 +29,7 @@ def show_rows(prepared: PreparedSet, tokenizer: PreTrainedTokenizerBase, count: 
     return parts
 
 
-def _paint(row: TokenizedRow, prefix: int, tokenizer: PreTrainedTokenizerBase) -> RenderableType:
+def _paint(row: TokenizedRow, prefix: int, tokenizer: AnyTokenizer) -> RenderableType:
     from rich.text import Text
 
     trained = set(row.supervised.tolist())

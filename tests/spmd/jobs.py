@@ -147,7 +147,7 @@ def shardings(backend: Any) -> tuple[dict, dict]:
         "state": {
             f"{names[id(p)]}.{key}": of(value) for p, s in trainer.optimizer.state.items() for key, value in s.items()
         },
-        "inputs": [of(tensor) for tensor in trainer._inputs(packed, len(trainer.data.prefix))[:4]],
+        "inputs": [of(tensor) for tensor in trainer._inputs(packed)[:4]],
         "host_slice": host_slice(),
         "wrapped": sorted(name for name, m in trainer.loss.named_modules() if "FullySharded" in type(m).__name__),
         "checkpointed": sorted(

@@ -12,12 +12,14 @@ from hypothesis import strategies as st
 from fitcoach_tune.training.batches import (
     BLOCK_TOKENS,
     PADDING_ROW,
+    PREFIX_SHARE,
     TokenizedRow,
     batch_rows,
     cut_blocks,
     epoch_order,
     in_order,
     pack,
+    parts,
     process_rows,
     steps_per_epoch,
     suffix_width,
@@ -141,6 +143,35 @@ def test_without_a_prefix() -> None:
     )
 
 
+def test_a_row_alone_is_all_prefix() -> None:
+    batch = pack(ROWS, np.array([0]), PREFIX, groups=1)
+    check(batch, [[2, 7, 10, 11, 12]], [[3, 4]], [[12, 13]], [[1, 1]], ())
+    assert batch.prefix == 5
+
+
+@given(
+    widths=st.lists(st.integers(1, 60), min_size=1, max_size=30),
+    prefix=st.integers(0, 40),
+    most=st.integers(1, 300),
+    padding=st.integers(0, 3),
+)
+def test_parts(widths: list[int], prefix: int, most: int, padding: int) -> None:
+    """Each row stands in one part; parts are as few as can be, about equal, and no shorter than the prefix is worth."""
+    rows = [row([2] * (prefix + width + 1), (prefix + width, prefix + width + 1)) for width in widths]
+    chosen = np.concatenate([np.arange(len(rows)), np.full(padding, PADDING_ROW)])
+    found = parts(rows, chosen, prefix, most)
+    assert sorted(np.concatenate(found).tolist()) == list(range(len(rows)))
+    longest = max(most, prefix / PREFIX_SHARE)
+    sums = [sum(widths[i] for i in part) for part in found]
+    assert len(found) <= -(-sum(widths) // longest)
+    assert max(sums) <= longest + max(widths)
+    assert [widths[i] for part in found for i in part] == sorted(widths, reverse=True)
+
+
+def test_parts_of_padding_alone() -> None:
+    assert [part.tolist() for part in parts(ROWS, np.full(3, PADDING_ROW), 2, 100)] == [[PADDING_ROW]]
+
+
 def test_rows_of_like_length_share_a_block() -> None:
     """Three long rows and thirty short ones: two blocks, the long rows first, each row padded to its block alone."""
     long = row([2, 7, *range(100, 150)], (50, 52))
@@ -213,7 +244,8 @@ def test_following_the_states_recovers_what_each_row_learns(made) -> None:
     rows, prefix, chosen, groups, is_static = made
     static = (suffix_width(rows, len(prefix)), target_width(rows)) if is_static else None
     batch = pack(rows, chosen, prefix, groups, static)
-    widths = [width for rows, width in batch.blocks for _ in range(rows)]
+    alone = [batch.input_ids.shape[1] - len(prefix)]
+    widths = [width for rows, width in batch.blocks for _ in range(rows)] or alone
     begins = np.cumsum([len(prefix), *widths])
     assert batch.input_ids.shape == (groups, begins[-1])
     assert (batch.input_ids[:, : len(prefix)] == prefix).all()
@@ -257,11 +289,11 @@ def test_hosts_and_devices_share_a_batch_without_changing_it(data) -> None:
     shares = [process_rows(rows, micros, hosts, host) for host in range(hosts)]
     for micro in range(micros):
         one = pack(ROWS, whole[micro], PREFIX, hosts * devices, static)
-        parts = [pack(ROWS, share[micro], PREFIX, devices, static) for share in shares]
+        packed = [pack(ROWS, share[micro], PREFIX, devices, static) for share in shares]
         for name in one.shapes():
-            together = np.concatenate([getattr(part, name) for part in parts])
+            together = np.concatenate([getattr(part, name) for part in packed])
             assert (together == getattr(one, name)).all()
-        assert {len(part.input_ids) for part in parts} == {devices}
+        assert {len(part.input_ids) for part in packed} == {devices}
     assert sorted(np.concatenate(shares, axis=None)) == sorted(rows)
 
 

@@ -172,6 +172,21 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(make_tiny, step, 
     assert not any(value.any() for state in trainer.optimizer.state.values() for value in state.values())
 
 
+def test_parts_of_a_step_change_nothing(make_tiny):
+    """What a CPU computes in several parts is what it would compute at once: losses, the evaluation's, and weights."""
+    size = {"per_device_train_batch_size": 40, "gradient_accumulation_steps": 1}
+    settings = {"rows": 100, "test": 40, "optim": "adamw", "max_steps": 4, **size}
+    at_once, in_parts = (make_trainer(make_tiny(), **settings) for _ in range(2))
+    in_parts.backend.most_tokens = 30
+    assert len(in_parts._pack(in_parts.data.train, in_parts.data.prefix, np.arange(40))) > 2
+    first, second = run(at_once), run(in_parts)
+    for one, other in zip(first, second, strict=True):
+        assert (other.loss, other.grad_norm) == pytest.approx((one.loss, one.grad_norm), rel=1e-5)
+    assert second[-1].eval_loss == pytest.approx(first[-1].eval_loss, rel=1e-5)
+    for name, expected in tensors(at_once).items():
+        torch.testing.assert_close(tensors(in_parts)[name], expected, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.parametrize("settings", [{}, {"dtype": "bf16"}, {"target_modules": "all-linear", "lora_dropout": 0.1}])
 def test_the_base_is_bit_equal_after_training(make_tiny, settings):
     model = of_type(make_tiny(), settings.get("dtype"))

@@ -50,7 +50,7 @@ def test_equals_what_torch_counts_of_a_real_step(make_tiny, prefix, lora, grad_c
     batch = batches.pack(rows, np.arange(6), head, groups=2, static=(width, targets))
     # The fused kernels of a CPU are no products to the counter; XLA has none, and multiplies as the plain one does.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        PackedLoss(model)(*inputs(batch, prefix, 512, torch.from_numpy)).backward()
+        PackedLoss(model)(*inputs(batch, 512, torch.from_numpy)).backward()
     counted = cost.flops_per_step(
         model.config, prefix=prefix, width=width, rows=3, targets=targets, groups=2, lora=lora, rank=4,
         grad_ckpt=grad_ckpt,

@@ -51,7 +51,7 @@ def padded_step(model, rows):
 
 def packed_step(model, rows, head, groups, static=None):
     batch = batches.pack(rows, np.arange(len(rows)), head, groups, static)
-    return PackedLoss(model)(*inputs(batch, len(head), model.config.sliding_window, torch.from_numpy))
+    return PackedLoss(model)(*inputs(batch, model.config.sliding_window, torch.from_numpy))
 
 
 def gradients(model, total):
@@ -130,6 +130,16 @@ def test_several_blocks_of_rows(make_tiny, prefix_length, window):
     assert_same((expected, gradients(model, expected)), (actual, gradients(model, actual)))
 
 
+@pytest.mark.parametrize(("prefix_length", "window"), [(0, 512), (40, 512), (40, 16), (1100, 512)])
+def test_a_row_alone(make_tiny, prefix_length, window):
+    """Computed as one sequence, in and past the sliding window, with either kernel."""
+    model = with_lora(make_tiny(window=window))
+    head, rows = make_rows(np.random.default_rng(7), prefix_length, rows=1)
+    expected = plain_step(model, rows)
+    actual = packed_step(model, rows, head, groups=1)
+    assert_same((expected, gradients(model, expected)), (actual, gradients(model, actual)))
+
+
 @pytest.mark.parametrize("groups", [1, 2, 8])
 def test_groups_and_static_padding_change_nothing(make_tiny, groups):
     model = with_lora(make_tiny())
@@ -144,7 +154,7 @@ def test_padding_rows_change_nothing(make_tiny):
     head, rows = make_rows(np.random.default_rng(5), 10, rows=3)
     expected = packed_step(model, rows, head, groups=1)
     batch = batches.pack(rows, np.array([0, -1, 1, 2]), head, 2, static=(25, 24))
-    actual = PackedLoss(model)(*inputs(batch, len(head), 512, torch.from_numpy))
+    actual = PackedLoss(model)(*inputs(batch, 512, torch.from_numpy))
     assert_same((expected, gradients(model, expected)), (actual, gradients(model, actual)))
 
 

@@ -23,6 +23,7 @@ class Backend(Protocol):
         rank, world_size: this process among all of them; process 0 writes files.
         groups: packed groups per micro-batch of this process: one for each device that it drives.
         native_dtype: `bf16`, or `fp32` where the device has no bf16 products of its own: what `--dtype auto` means.
+        most_tokens: suffix tokens up to which rows are better computed at once than in parts; None for any number.
         compiled: work is recorded and runs as one compiled graph at the end of a step. Every batch must have the same
             shapes, and reading a value on the host stalls the device unless the step was sent off before.
         gradient_scale: what a local loss is multiplied by so that gradients come out as a sum over processes.
@@ -34,6 +35,7 @@ class Backend(Protocol):
     world_size: int
     groups: int
     native_dtype: str
+    most_tokens: int | None
     compiled: bool
     gradient_scale: float
 

@@ -44,6 +44,10 @@ def _stdout_to_stderr() -> Iterator[None]:
 _TRIM_AFTER = 10
 
 
+# With twice as many a step of 32 rows of 256 tokens took 13% longer a token; and what it keeps would take more memory.
+_CPU_TOKENS = 4096
+
+
 def _give_back_memory() -> None:
     """Let glibc return to the system what it has free; other C libraries do as they please."""
     if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
@@ -88,6 +92,7 @@ class TorchBackend:
             with _stdout_to_stderr():
                 dist.init_process_group("nccl" if name == "cuda" else "gloo")
         self.native_dtype = "bf16" if _multiplies_bf16(name) else "fp32"
+        self.most_tokens = _CPU_TOKENS if name == "cpu" else None
         self._steps = 0
         self.gradient_scale = float(self.world_size)  # DDP takes the mean over processes; the core wants the sum
 

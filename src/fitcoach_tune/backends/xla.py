@@ -77,6 +77,7 @@ class XlaBackend:
     """All XLA devices of this host, and its share of those of other hosts; see `Backend` for the methods."""
 
     native_dtype = "bf16"
+    most_tokens = None
     compiled = True
     gradient_scale = 1.0
 

@@ -11,9 +11,8 @@ from fitcoach_tune.evaluate.answers import Answer
 from fitcoach_tune.evaluate.generate import STOP_IDS, Generator, common_prefix
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from fitcoach_tune.evaluate.constrain import Constraint
+    from fitcoach_tune.tokenizer import AnyTokenizer
 
 # Questions with equal tools share a long prefix. So few of them are asked together with others all the same: a batch of
 # its own costs more than what the prefix saves.
@@ -34,7 +33,7 @@ def groups(tools: Sequence[list[dict]]) -> list[list[int]]:
 
 def ask(
     generator: Generator,
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: AnyTokenizer,
     prompts: Sequence[list[int]],
     together: Sequence[Sequence[int]],
     *,

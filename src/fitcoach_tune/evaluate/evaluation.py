@@ -23,12 +23,11 @@ from fitcoach_tune.evaluate.sources import Rows, question_sets, read_rows
 from fitcoach_tune.gold import Strings
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from fitcoach_tune.backends.base import Backend
     from fitcoach_tune.evaluate.constrain import Constraint
     from fitcoach_tune.evaluate.generate import Generator
     from fitcoach_tune.models import Base
+    from fitcoach_tune.tokenizer import AnyTokenizer
 
 RESULTS_NAME, SAMPLES_NAME, PAGE_NAME = "results.json", "samples.jsonl", "report.html"
 EVAL_FOLDER = "eval"
@@ -175,7 +174,7 @@ class _Asker:
         self._loaded: tuple[runs.Run | None, Generator] | None = None
 
     @cached_property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
+    def tokenizer(self) -> AnyTokenizer:
         own = (self.run.path / "tokenizer.json").is_file()
         return models.load_tokenizer(self.run.path if own else self.base.path, self.rows.chat_template)
 
@@ -209,12 +208,13 @@ class _Asker:
         return self._constraints[id(tools)]
 
     def _generator(self, adapter: runs.Run | None) -> Generator:
+        from fitcoach_tune.evaluate.gemma import answering_model
         from fitcoach_tune.evaluate.generate import Generator
         from fitcoach_tune.training.adapter import load_adapter
 
         if not self._loaded or self._loaded[0] is not adapter:
             self._loaded = None  # two models need not stand in memory at a time
-            model = models.load_model(self.base, self.dtype)
+            model = answering_model(self.base, self.dtype, self.backend)
             model = load_adapter(model, adapter.path) if adapter else model
             self.backend.place(model)
             self._loaded = adapter, Generator(model, self.backend)

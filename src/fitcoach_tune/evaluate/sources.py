@@ -15,9 +15,8 @@ from fitcoach_tune.evaluate.results import QuestionSet
 from fitcoach_tune.evaluate.turns import Turn, turns_of
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from fitcoach_tune.prepared_set import PreparedSet
+    from fitcoach_tune.tokenizer import AnyTokenizer
 
 _TITLES = {"test": "Held-out rows", "train": "Training rows", "all": "All rows"}
 _TOKENIZED_AT_ONCE = 1000
@@ -93,9 +92,7 @@ def _matching_set(run: runs.Run, data: str | None) -> PreparedSet:
     return prepared
 
 
-def question_sets(
-    rows: Rows, tokenizer: PreTrainedTokenizerBase, room: int, hard_seed: int | None
-) -> list[QuestionSet]:
+def question_sets(rows: Rows, tokenizer: AnyTokenizer, room: int, hard_seed: int | None) -> list[QuestionSet]:
     """The rows as prompts, and unless `hard_seed` is None the harder sets made from them.
 
     Args:
@@ -117,13 +114,13 @@ def question_sets(
 
 
 def _as_prompts(
-    name: str, title: str, description: str, turns: Sequence[Turn], tokenizer: PreTrainedTokenizerBase, room: int
+    name: str, title: str, description: str, turns: Sequence[Turn], tokenizer: AnyTokenizer, room: int
 ) -> QuestionSet:
     render, prompts = rendering.make_renderer(tokenizer), []
     texts = [render(turn.messages, turn.tools, add_generation_prompt=True) for turn in turns]
     for start in range(0, len(texts), _TOKENIZED_AT_ONCE):
         part = texts[start : start + _TOKENIZED_AT_ONCE]
-        prompts += tokenizer(part, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        prompts += tokenizer(part, add_special_tokens=False)["input_ids"]
     for turn, prompt in zip(turns, prompts, strict=True):
         if len(prompt) > room:
             raise DataError(

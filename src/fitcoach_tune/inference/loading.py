@@ -12,8 +12,6 @@ from fitcoach_tune.inference.prompting import Prompter
 from fitcoach_tune.tools import read_tools
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from fitcoach_tune.backends.base import Backend
     from fitcoach_tune.evaluate.constrain import Constraint
     from fitcoach_tune.evaluate.generate import Model
@@ -53,11 +51,11 @@ class Parts:
 
     def load_model(self) -> Model:
         """The model, on its device."""
-        from fitcoach_tune.evaluate import gemma
+        from fitcoach_tune.evaluate.gemma import answering_model
+        from fitcoach_tune.training.adapter import load_adapter
 
-        # A device that compiles knows how to place transformers' model.
-        plain = None if self.backend.compiled else gemma.load(self.base, self.dtype)
-        model = _with_adapter(plain or models.load_model(self.base, self.dtype), self.run)
+        model = answering_model(self.base, self.dtype, self.backend)
+        model = load_adapter(model, self.run.path) if self.run else model
         self.backend.place(model)
         return model
 
@@ -187,19 +185,3 @@ def _constraint(tools: list[dict], tokenizer: AnyTokenizer, must: bool, ui: Cons
         problem = "; ".join([f"{error.where}: {error.what}" if error.where else error.what, *error.details])
         ui.warn(f"{problem}; so these answers are not")
         return None
-
-
-def load_tuned(run: Run, model: str | None, ui: Console = SILENT) -> tuple[PreTrainedModel, AnyTokenizer]:
-    """The run's base model (or `model`, if it is the same) with its adapter, and the run's tokenizer.
-
-    Raises:
-        AccessError, ConfigError, MismatchError: see `find_base` and `load_own_tokenizer`.
-    """
-    base = find_base(run, model, ui)
-    return _with_adapter(models.load_model(base, run.dtype), run), load_own_tokenizer(run, base)
-
-
-def _with_adapter(model: Model, run: Run | None) -> Model:
-    from fitcoach_tune.training.adapter import load_adapter
-
-    return load_adapter(model, run.path) if run else model

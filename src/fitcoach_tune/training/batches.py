@@ -17,6 +17,9 @@ PADDING_ROW = -1
 # What a block of rows costs beside its tokens, in tokens: the kernels that attention runs for it.
 BLOCK_TOKENS = 12
 
+# The most of a part's tokens that its prefix may be for the sake of shorter parts.
+PREFIX_SHARE = 1 / 16
+
 
 @dataclass(frozen=True)
 class TokenizedRow:
@@ -43,9 +46,10 @@ class TokenizedRow:
 
 @dataclass(frozen=True)
 class PackedBatch:
-    """A micro-batch for one process.
+    """What a process computes at once: a micro-batch, or a part of one.
 
     Attributes:
+        prefix: P, tokens that are computed once for all rows.
         input_ids: int64 [G, P + T], the T suffix tokens of a group being those of its blocks, one after the other.
         gather: int64 [G, N], positions in the group whose states predict a supervised token.
         targets: int64 [G, N], those tokens.
@@ -53,6 +57,7 @@ class PackedBatch:
         blocks: (R, S) of each block: R rows whose suffixes are padded to S tokens.
     """
 
+    prefix: int
     input_ids: np.ndarray
     gather: np.ndarray
     targets: np.ndarray
@@ -139,6 +144,23 @@ def cut_blocks(widths: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return best[-1][1]
 
 
+def parts(data: Sequence[TokenizedRow], chosen: np.ndarray, prefix: int, most: int) -> list[np.ndarray]:
+    """Cut rows into as few parts as have about `most` suffix tokens or fewer each, rows of like length together.
+
+    Each part has the prefix again; parts are longer where it would be more than `PREFIX_SHARE` of them. Padding goes,
+    unless there is nothing else.
+    """
+    real = chosen[chosen != PADDING_ROW]
+    if not len(real):
+        return [chosen[:1]]
+    widths = np.array([data[i].end - prefix for i in real])
+    order = np.argsort(-widths, kind="stable")
+    count = math.ceil(widths.sum() / max(most, prefix / PREFIX_SHARE))
+    middles = widths[order].cumsum() - widths[order] / 2
+    ends = np.searchsorted(middles, widths.sum() * np.arange(1, count) / count)
+    return [part for part in np.split(real[order], ends) if len(part)]
+
+
 def pack(
     data: Sequence[TokenizedRow],
     chosen: np.ndarray,
@@ -148,12 +170,14 @@ def pack(
 ) -> PackedBatch:
     """Pack the rows `chosen` ([G · R], `PADDING_ROW` allowed) behind their shared `prefix` (int [P]).
 
-    A single group's rows are sorted by length into blocks, so that little is computed for padding. Several groups are
-    one tensor, and have one block of their longest row's width.
+    A single group's rows are sorted by length into blocks, so that little is computed for padding; a row alone is all
+    prefix, since it shares nothing. Several groups are one tensor, and have one block of their longest row's width.
 
     Args:
         static: (suffix width, targets per row) to pad to, where every batch must have the same shapes.
     """
+    if static is None and len(chosen) == 1 and chosen[0] != PADDING_ROW:
+        return _pack_alone(data[chosen[0]])
     per_group, start = len(chosen) // groups, len(prefix)
     needs = np.array([1 if i == PADDING_ROW else data[i].end - start for i in chosen])
     if static is None and groups == 1:
@@ -181,4 +205,11 @@ def pack(
         targets[group, taken] = row.input_ids[row.supervised]
         filled[group] = taken.stop
     weights = (np.arange(shape[1]) < np.array(filled)[:, None]).astype(np.float32)
-    return PackedBatch(ids, gather, targets, weights, blocks)
+    return PackedBatch(start, ids, gather, targets, weights, blocks)
+
+
+def _pack_alone(row: TokenizedRow) -> PackedBatch:
+    targets = row.input_ids[row.supervised].astype(np.int64)
+    weights = np.ones(len(targets), dtype=np.float32)
+    arrays = (row.input_ids[: row.end].astype(np.int64), row.supervised - 1, targets, weights)
+    return PackedBatch(row.end, *(array[None] for array in arrays), blocks=())

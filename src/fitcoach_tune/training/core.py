@@ -234,7 +234,7 @@ class Trainer:
         rate = optim.learning_rate(self.config, step, self.plan.steps)
         packed = self._pack(data, prefix, rows, self.config.gradient_accumulation_steps)
         with self.backend.graph("training", f"step {step + 1}", packed[0].shapes()):
-            sent = SentStep(step, *self._gradients(step, packed, len(prefix), count), rows, count, rate)
+            sent = SentStep(step, *self._gradients(step, packed, count), rows, count, rate)
             if not self.backend.compiled:
                 sent = replace(sent, values=self._fetch(sent))  # before the update, which could spoil the weights
             if update:
@@ -257,7 +257,7 @@ class Trainer:
         epoch = (sent.step + 1) / self.plan.steps_per_epoch
         return StepMetrics(sent.step + 1, epoch, loss, norm, sent.rate, speed, sent.count)
 
-    def _gradients(self, step: int, packed: Sequence[PackedBatch], prefix: int, count: int) -> tuple[Tensor, Tensor]:
+    def _gradients(self, step: int, packed: Sequence[PackedBatch], count: int) -> tuple[Tensor, Tensor]:
         """Accumulate the step's gradients and clip them; returns its summed loss and the norm before clipping."""
         backend, config = self.backend, self.config
         self.model.train()
@@ -266,7 +266,7 @@ class Trainer:
         for micro, batch in enumerate(packed):
             backend.seed(config.seed, step, micro)
             with backend.accumulating(self.loss, last=micro == len(packed) - 1):
-                summed = self.loss(*self._inputs(batch, prefix))
+                summed = self.loss(*self._inputs(batch))
                 (summed * scale).backward()
             total += summed.detach()
         limit = config.max_grad_norm or math.inf
@@ -288,13 +288,15 @@ class Trainer:
     def _pack(
         self, data: Sequence[TokenizedRow], prefix: np.ndarray, rows: np.ndarray, micros: int = 1
     ) -> list[PackedBatch]:
-        """This process's micro-batches of a batch."""
+        """This process's share of a batch: its micro-batches, cut into parts where the device is better at those."""
         backend = self.backend
         mine = batches.process_rows(rows, micros, backend.world_size, backend.rank)
+        if most := backend.most_tokens:
+            mine = [part for micro in mine for part in batches.parts(data, micro, len(prefix), most)]
         return [batches.pack(data, part, prefix, backend.groups, self._static) for part in mine]
 
-    def _inputs(self, batch: PackedBatch, prefix: int) -> tuple:
-        return inputs(batch, prefix, self.model.config.sliding_window, self.backend.put)
+    def _inputs(self, batch: PackedBatch) -> tuple:
+        return inputs(batch, self.model.config.sliding_window, self.backend.put)
 
     @torch.no_grad()
     def evaluation_loss(self) -> float:
@@ -309,10 +311,10 @@ class Trainer:
         sums, count = [], 0
         for rows in batches.in_order(len(data), size):
             count += batches.supervised_count(data, rows)
-            (batch,) = self._pack(data, self.data.prefix, rows)
-            with backend.graph("evaluation", "evaluation", batch.shapes()):
-                sums.append(backend.unwrap(self.loss)(*self._inputs(batch, len(self.data.prefix))))
-                backend.end_step()
+            for batch in self._pack(data, self.data.prefix, rows):
+                with backend.graph("evaluation", "evaluation", batch.shapes()):
+                    sums.append(backend.unwrap(self.loss)(*self._inputs(batch)))
+                    backend.end_step()
         mean = sum(backend.fetch_sum(value) for value in sums) / count
         if not math.isfinite(mean):
             raise TrainingError(

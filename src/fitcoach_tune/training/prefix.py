@@ -121,9 +121,9 @@ class Packing:
             made.append(Block(rows, width, causal, causal & (keys > suffix - window)))
         return cls(prefix, tuple(made), sliding_mask(prefix, window, device))
 
-    def position_ids(self, groups: int) -> Tensor:
+    def position_ids(self, groups: int, device: torch.device | str = "cpu") -> Tensor:
         """Position ids [G, P + T]: those of the prefix once, then P … P+S-1 for every row."""
-        device, prefix = self.blocks[0].causal.device, self.prefix
+        prefix = self.prefix
         own = [torch.arange(prefix, prefix + b.width, device=device).repeat(b.rows) for b in self.blocks]
         return torch.cat([torch.arange(prefix, device=device), *own]).expand(groups, -1)
 

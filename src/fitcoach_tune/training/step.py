@@ -24,13 +24,13 @@ class PackedLoss(nn.Module):
 
     def forward(self, input_ids: Tensor, gather: Tensor, targets: Tensor, weights: Tensor, packing: Packing) -> Tensor:
         """Shapes as in `PackedBatch`; returns a float32 scalar, in nats, summed over the supervised tokens."""
-        positions = packing.position_ids(input_ids.shape[0])
+        positions = packing.position_ids(input_ids.shape[0], input_ids.device)
         hidden = hidden_states(self.model, input_ids, positions, packing)
         supervised = hidden.gather(1, gather[..., None].expand(-1, -1, hidden.shape[-1]))
         return head_loss(supervised, self.model.lm_head.weight, targets, weights)
 
 
-def inputs(batch: PackedBatch, prefix: int, window: int, put: Callable[[np.ndarray], Tensor]) -> tuple:
+def inputs(batch: PackedBatch, window: int, put: Callable[[np.ndarray], Tensor]) -> tuple:
     """The arguments of `PackedLoss.forward` for a batch; `put` brings an array onto the device."""
     tensors = [put(array) for array in (batch.input_ids, batch.gather, batch.targets, batch.weights)]
-    return *tensors, Packing.build(prefix, batch.blocks, window, tensors[0].device)
+    return *tensors, Packing.build(batch.prefix, batch.blocks, window, tensors[0].device)
