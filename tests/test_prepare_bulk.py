@@ -57,6 +57,7 @@ def tiny_chunks(monkeypatch):
     def make(rows: int, cores: int) -> None:
         monkeypatch.setattr(rendering, "ROWS_AT_ONCE", rows)
         monkeypatch.setattr(processes, "cores", lambda: cores)
+        monkeypatch.setattr(processes, "FEW", 4)
 
     return make
 

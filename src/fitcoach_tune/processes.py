@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from fitcoach_tune.errors import FitcoachTuneError
 
-FEW = 4
+FEW = 16
 """Chunks that are not worth a second process."""
 
 _IN_FLIGHT = 2  # chunks for each process: one that it has, and one that waits
