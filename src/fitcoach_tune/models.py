@@ -16,6 +16,7 @@ from fitcoach_tune.tokenizer import TEMPLATE_NAME, TOKENIZER_FILES, load_tokeniz
 from fitcoach_tune.training.names import CONFIG_NAME
 
 if TYPE_CHECKING:
+    import torch
     from transformers import Gemma3TextConfig, PreTrainedModel
 
 __all__ = [
@@ -159,6 +160,13 @@ def check_weights(base: Base, config: Any) -> None:
         raise MismatchError(f"a model is damaged: {what}", where=where)
 
 
+def torch_dtype(name: str) -> torch.dtype:
+    """What torch calls `bf16` or `fp32`."""
+    import torch
+
+    return {"bf16": torch.bfloat16, "fp32": torch.float32}[name]
+
+
 def load_model(base: Base, dtype: str, *, weights: bool = True) -> PreTrainedModel:
     """Load the plain base model on the CPU, in `bf16` or `fp32`, frozen and in evaluation mode.
 
@@ -171,7 +179,7 @@ def load_model(base: Base, dtype: str, *, weights: bool = True) -> PreTrainedMod
     import torch
     from transformers import AutoModelForCausalLM, Gemma3ForCausalLM
 
-    config, chosen = read_config(base), {"bf16": torch.bfloat16, "fp32": torch.float32}[dtype]
+    config, chosen = read_config(base), torch_dtype(dtype)
     check_weights(base, config)
     with quiet_libraries(), loading("the model", base.path):
         if weights:

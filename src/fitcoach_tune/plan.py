@@ -109,11 +109,13 @@ def _measure(config: Config, prepared: PreparedSet, base: Base, ui: Console) -> 
 
 
 def _estimate(config: Config, prepared: PreparedSet, base: Base, ui: Console) -> dict[str, Any]:
+    from fitcoach_tune.backends import training_dtype
+    from fitcoach_tune.backends.xla import XlaBackend
     from fitcoach_tune.training import adapter, cost
     from fitcoach_tune.training.core import Plan, TrainingData
 
     ui.note("no TPU is attached to this machine: estimating")
-    config = config.model_copy(update={"dtype": "bf16"}) if config.dtype == "auto" else config
+    config = config.model_copy(update={"dtype": training_dtype(config.dtype, XlaBackend)})
     devices, micros = config.num_devices or CHIPS, config.gradient_accumulation_steps
     plan = Plan.of(config, len(prepared.train), devices)
     model = _without_weights(base, config)

@@ -104,10 +104,7 @@ def common_prefix(rows: Sequence[TokenizedRow]) -> int:
     """Length of the longest common token prefix that leaves every row a prompt token before its first supervised
     one.
     """
-    limit = min(row.spans[0][0] for row in rows) - 1
-    heads = np.stack([row.input_ids[:limit] for row in rows])
-    differs = np.flatnonzero((heads != heads[0]).any(axis=0))
-    return int(differs[0]) if len(differs) else limit
+    return common_length((row.input_ids for row in rows), min(row.spans[0][0] for row in rows) - 1)
 
 
 def developer_text(example: Example) -> str:

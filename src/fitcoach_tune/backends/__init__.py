@@ -36,7 +36,7 @@ def make_backend(device: str, num_devices: int | None = None) -> Backend:
     return TorchBackend(device, num_devices)
 
 
-def training_dtype(asked: str, backend: Backend, begun: str | None = None) -> str:
+def training_dtype(asked: str, backend: Backend | type[Backend], begun: str | None = None) -> str:
     """`bf16` or `fp32` for a `--dtype`; `auto` is what the run was `begun` in, or what the device does best."""
     return asked if asked != "auto" else begun or backend.native_dtype
 

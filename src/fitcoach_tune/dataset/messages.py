@@ -84,8 +84,6 @@ def _result(raw: dict, spot: str, due: list[tuple[object, str]]) -> dict:
 
 def _raw_calls(raw: dict, spot: str) -> list[tuple[str, object]]:
     """(place, call) of a message's calls: `tool_calls`, or the single `function_call` of OpenAI's first interface."""
-    if raw.get("tool_calls") is None and raw.get("function_call") is None:
-        return []
     name = "tool_calls" if raw.get("tool_calls") is not None else "function_call"
     value = parse_cell(raw.get(name), f"{spot}.{name}")
     if value is None:

@@ -279,7 +279,7 @@ def load(base: Base, dtype: str) -> Gemma | None:
             return None
         if not all(tensor.is_floating_point() for tensor in tensors.values()):
             return None
-        chosen = torch.bfloat16 if dtype == "bf16" else torch.float32
+        chosen = models.torch_dtype(dtype)
         given = {name: tensor.to(chosen) for name, tensor in tensors.items()}
         model.load_state_dict({**given, "lm_head.weight": given["model.embed_tokens.weight"]}, assign=True)
         model.lm_head.weight = model.model.embed_tokens.weight
