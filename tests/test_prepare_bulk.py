@@ -23,7 +23,7 @@ from .conftest import SLEEP, STEPS, conversation, tool
 
 NOTE = tool("note", text={"type": "string", "description": "What to note."})
 TOOLSETS = [[STEPS, SLEEP], [SLEEP, STEPS, NOTE]]
-LONG = 20_000  # rows, so that the program works on them for some seconds
+LONG = 20_000  # rows, so that several processes work on them
 
 
 def row(number: int) -> dict:
@@ -220,25 +220,63 @@ def test_a_killed_worker_is_one_clear_error(start, long_rows):
     assert list(long_rows.parent.iterdir()) == [long_rows]
 
 
+@pytest.fixture
+def busy(start):
+    """The process and its workers after some seconds, in the midst of their work: one worker was held, so that however
+    fast they are they cannot have ended.
+    """
+
+    def begin(seconds: float) -> tuple[subprocess.Popen, list[int]]:
+        life, workers = start()
+        os.kill(workers[0], signal.SIGSTOP)
+        time.sleep(seconds)
+        return life, workers
+
+    return begin
+
+
 @needs_cores
 @pytest.mark.parametrize("wait", [0, 1.5])
-def test_ctrl_c_leaves_nothing(start, long_rows, wait):
+def test_ctrl_c_leaves_nothing(busy, long_rows, wait):
     """It goes to all processes, as from a terminal."""
-    life, workers = start()
-    time.sleep(wait)
+    life, workers = busy(wait)
     os.killpg(life.pid, signal.SIGINT)
+    os.kill(workers[0], signal.SIGCONT)
     _, said = life.communicate(timeout=60)
     assert (said, life.returncode) == ("interrupted\n", 130)
     assert all_ended(workers)
     assert list(long_rows.parent.iterdir()) == [long_rows]
 
 
+CTRL_C_AT_PANDAS = """
+import signal, sys
+class CtrlC:
+    def find_spec(self, name, *_):
+        if name == "pandas":
+            sys.meta_path.remove(self)
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, CtrlC())
+from fitcoach_tune import cli
+cli.main()
+"""
+
+
+@needs_cores
+def test_ctrl_c_while_pyarrow_imports_pandas(tiny_base, long_rows):
+    """Which it does at its first conversion to numpy, dropping all that is raised meanwhile."""
+    arguments = ["prepare", "--model", tiny_base, "--dataset", long_rows.name, "--output-dir", "set", "--quiet"]
+    command = [sys.executable, "-c", CTRL_C_AT_PANDAS, *map(str, arguments)]
+    done = subprocess.run(command, cwd=long_rows.parent, capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == ("", "interrupted\n", 130)
+    assert list(long_rows.parent.iterdir()) == [long_rows]
+
+
 @needs_cores
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_process_that_is_ended_leaves_no_others_and_no_files(start, long_rows, number):
-    life, workers = start()
-    time.sleep(0.5)
+def test_a_process_that_is_ended_leaves_no_others_and_no_files(busy, long_rows, number):
+    life, workers = busy(0.5)
     life.send_signal(number)
+    os.kill(workers[0], signal.SIGCONT)
     _, said = life.communicate(timeout=60)
     assert (said, life.returncode) == ("", -number)
     assert all_ended(workers)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fitcoach_tune import __version__, dataset, files, functiongemma, models, rendering, splits
+from fitcoach_tune import __version__, dataset, files, functiongemma, interrupts, models, rendering, splits
 from fitcoach_tune.config import Config
 from fitcoach_tune.console import SILENT, Console
 from fitcoach_tune.dataset import Example
@@ -46,6 +46,7 @@ def prepare(config: Config, ui: Console = SILENT, target: Path | None = None) ->
     if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise OutputError("it exists and is not a prepared set", where=str(target), hint="choose another --output-dir")
     ui.note(f"reading {config.dataset}")
+    interrupts.ready_pyarrow()
     tools = dataset.read_tools(config.tools) if config.tools else None
     reading = dataset.Reading(config.dataset, tools=tools, revision=config.revision)
     with Spool(target) as read, Spool(target) as made:

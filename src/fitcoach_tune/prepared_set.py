@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fitcoach_tune import __version__, files, models, reading
+from fitcoach_tune import __version__, files, interrupts, models, reading
 from fitcoach_tune.dataset import Example
 from fitcoach_tune.dataset.messages import read_messages
 from fitcoach_tune.errors import MismatchError
@@ -136,6 +136,7 @@ class PreparedSplit(Sequence[TokenizedRow]):
 def _read_table(path: Path) -> pa.Table:
     import pyarrow as pa
 
+    interrupts.ready_pyarrow()
     try:
         with pa.memory_map(str(path)) as source:
             table = pa.ipc.open_file(source).read_all()

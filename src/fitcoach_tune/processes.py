@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import multiprocessing
 import os
@@ -17,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from typing import Any, TypeVar
 
+from fitcoach_tune import interrupts
 from fitcoach_tune.errors import FitcoachTuneError
 
 FEW = 16
@@ -71,26 +71,11 @@ def in_order(task: Callable[[Chunk], Result], chunks: Iterable[Chunk]) -> Iterat
 
 
 def _submit(pool: ProcessPoolExecutor, chunk: Any) -> Future:
-    with _uninterrupted(), warnings.catch_warnings():
+    # In the midst of a fork a Ctrl-C would be lost, or be raised in the copy.
+    with interrupts.postponed(), warnings.catch_warnings():
         # Newer Pythons warn of a fork beside threads. The copies take no lock that a library's thread could have had.
         warnings.simplefilter("ignore", DeprecationWarning)
         return pool.submit(_do, chunk)
-
-
-@contextlib.contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Ctrl-C waits: in the midst of a fork it would be lost, or be raised in the copy."""
-    if threading.current_thread() is not threading.main_thread():  # no other is interrupted, nor may set handlers
-        yield
-        return
-    came: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-    if came:
-        signal.raise_signal(signal.SIGINT)
 
 
 # In the other process -------------------------------------------------------------------------------------------------
