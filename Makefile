@@ -18,8 +18,10 @@ demo: $(INSTALLED)
 	@echo 'You ask: "How many steps?"  The tuned model calls:'
 	@$(TUNE) infer "How many steps?" --adapter output/fitness-offline --quiet
 
+# Several tests at a time; `make test WORKERS=0` for one after the other. The largest need 5 GB each.
+WORKERS ?= 2
 test: $(INSTALLED)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --durations 20 $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

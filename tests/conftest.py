@@ -19,8 +19,19 @@ from pathlib import Path
 
 import pytest
 
+# Tests that run at the same time share the cores: threads that wait for each other's core are slower than one.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+
 # As at a terminal: what a shell starts in the background ignores Ctrl-C, and so does all that it starts in turn.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_modifyitems(items):
+    """Side by side, the longest come first, or one of them would be waited for at the end."""
+    if WORKERS > 1:
+        items.sort(key=lambda item: item.get_closest_marker("real") is None)
 
 
 def tiny_gemma(*, vocab_size: int = 320, window: int = 512, layers: int = 3, seed: int = 0, **overrides):

@@ -56,16 +56,16 @@ def test_loss_and_gradients_equal_the_plain_computation(offline_base, prepared):
 
 
 def test_the_main_job(run_cli, tmp_path, offline_base):
-    """800 rows, each seen once: far above the base, every answer a call or words, and PEFT gives the same call."""
-    settings = ("--max-steps", "50", "--per-device-train-batch-size", "16", "--test-size", "0.04")
+    """480 rows, each seen once: far above the base, every answer a call or words, and PEFT gives the same call."""
+    settings = ("--max-steps", "30", "--per-device-train-batch-size", "16", "--test-size", "0.015")
     run_cli("train", "--config", "offline", *settings, "--output-dir", "output/short", "-q", check=True)
     done = run_cli("eval", "--max-new-tokens", "40", "--json", "-q", check=True)  # three calls are 34 tokens at most
     found = json.loads(done.stdout)
     base, tuned, constrained = (model["metrics"] for model in found["sets"][0]["models"])
     held_out = json.loads((tmp_path / "output/short/run.json").read_text())["data"]["rows"]["test"]
-    assert base["n"] == tuned["n"] == held_out > 100
-    assert base["names"]["high"] < 0.1  # of rows that want a call: words alone are right where none is wanted
-    assert tuned["names"]["low"] > 0.5
+    assert base["n"] == tuned["n"] == held_out > 50
+    assert base["names"]["high"] < 0.2  # of rows that want a call: words alone are right where none is wanted
+    assert tuned["names"]["low"] > 0.4
     assert tuned["valid_format"]["right"] == held_out
     assert tuned["unstopped"]["right"] == constrained["unstopped"]["right"] == 0
     assert constrained["invented"]["right"] == 0
