@@ -80,13 +80,16 @@ def check(raw, tools):
 
 
 def walk(constraint, ids):
-    """Take these tokens one by one; each must be allowed, and forced ones must be these."""
+    """Take these tokens one by one for a model that wants them; each must be allowed, and forced ones must be these."""
     guide = constraint.start()
     logits = torch.zeros(VOCABULARY)
     for place, token in enumerate(ids):
         forced = guide.forced()
         assert forced == ids[place : place + len(forced)]
+        assert not guide.naming or guide.names(token), (place, token)
+        logits[token] = 1
         assert torch.isfinite(guide.allow(logits)[token]), (place, token)
+        logits[token] = 0
         guide.advance(token)
     return guide
 
@@ -144,6 +147,20 @@ def test_text_ends_with_its_turn(make, tokenizer):
         assert output.text
         assert not output.calls
         assert not set(answer[:-1]) & set(CONTROL_TOKENS.values())
+
+
+@pytest.mark.parametrize("wish", ["<start_function_call>", "<start_function_response>", "<bos>", "<start_of_turn>"])
+def test_words_end_where_no_more_of_them_are_wanted(make, tokenizer, wish):
+    """Rather than go on with the likeliest of the tokens that are words."""
+    guide = make(STEPS).start()
+    logits = torch.zeros(VOCABULARY)
+    logits[encode(tokenizer, wish)] = 2
+    logits[encode(tokenizer, "and")] = 1
+    if wish != "<start_function_call>":
+        assert int(guide.allow(logits).argmax()) == encode(tokenizer, "and")[0]  # nothing has been said yet
+    for token in encode(tokenizer, "I cannot do that."):
+        guide.advance(token)
+    assert int(guide.allow(logits).argmax()) == END_OF_TURN
 
 
 # ------------------------------------------------------------------------------------------------ complete
@@ -242,8 +259,10 @@ def test_control_tokens_are_not_spelt_out(make, tokenizer):
             guide.advance(token)
         for token in generate.encode_literally(tokenizer, "see <end_of_turn"):
             guide.advance(token)
-        allowed = torch.isfinite(guide.allow(torch.zeros(VOCABULARY)))
         closing, other = encode(tokenizer, ">"), encode(tokenizer, "s")
+        logits = torch.zeros(VOCABULARY)
+        logits[closing] = 1
+        allowed = torch.isfinite(guide.allow(logits))
         assert not allowed[closing[0]]
         assert allowed[other[0]]
         with pytest.raises(ValueError, match="may not come here"):
@@ -325,62 +344,117 @@ def test_what_is_forced(make, tokenizer):
 # ------------------------------------------------------------------------------------------------ the generator
 
 
+CALLS = {
+    "as declared": ("get_steps{}", [STEPS, SLEEP]),
+    "a value": ("log_workout{kind:<escape>running<escape>,minutes:30}", [LOG, STEPS]),
+    "another one is left over": ("get_sleep{days:3}", [STEPS]),
+    "another one begins alike": ("get_steps{}", [LOG, SLEEP]),
+    "too short": ("get_step{}", [STEPS, LOG]),
+    "too long": ("get_steps_today{}", [STEPS, SLEEP]),
+    "the second is not declared": ("get_steps{} get_sleep{days:3}", [STEPS, ANYTHING]),
+    "again": ("get_steps{} get_steps{} get_steps{}", [STEPS]),
+    "no tools": ("get_steps{}", []),
+}
+"""What a model would say, and what is declared."""
+
+
+def said(calls: str) -> str:
+    each = "".join(f"<start_function_call>call:{call}<end_function_call>" for call in calls.split())
+    return each + functiongemma.START_FUNCTION_RESPONSE
+
+
 @pytest.fixture(scope="module")
-def answering(tokenizer):
-    """A tiny model that begins an answer to these prompts with a call, and goes on at random."""
+def speaking(tokenizer):
+    """A tiny model that says of each prompt what is written above, and the prompts: what is likeliest behind each of
+    their tokens is solved for, and all else is random.
+    """
     from tests.conftest import tiny_gemma
 
-    model = tiny_gemma(vocab_size=VOCABULARY, layers=2, tie_word_embeddings=False)
+    model = tiny_gemma(vocab_size=VOCABULARY, layers=2, hidden_size=160, tie_word_embeddings=False)
     rng = np.random.default_rng(0)
     head = rng.integers(300, VOCABULARY, 12).tolist()
-    prompts = [head + rng.integers(300, VOCABULARY, n).tolist() for n in (3, 1, 7, 2, 5)]
+    prompts = [head + rng.integers(300, VOCABULARY, 1 + 5 * i % 7).tolist() for i in range(len(CALLS))]
+    scripts = [encode(tokenizer, said(calls)) for calls, _ in CALLS.values()]
     with torch.no_grad():
-        last = torch.stack([model.model(torch.tensor([p])).last_hidden_state[0, -1] for p in prompts])
-        model.lm_head.weight[START] = torch.linalg.pinv(last) @ torch.full((len(prompts),), 1000.0)
+        states = [
+            model.model(torch.tensor([prompt + script[:-1]])).last_hidden_state[0, len(prompt) - 1 :]
+            for prompt, script in zip(prompts, scripts, strict=True)
+        ]
+        tokens = torch.tensor([token for script in scripts for token in script])
+        wanted = tokens.unique()
+        assert len(tokens) < 160
+        solved = torch.linalg.pinv(torch.cat(states)) @ (tokens[:, None] == wanted).float()
+        model.lm_head.weight[wanted] = 1000 * solved.T
     return model, head, prompts
 
 
+@pytest.fixture(scope="module")
+def constraints(make):
+    return [make(*tools) for _, tools in CALLS.values()]
+
+
 def by_hand(model, prompt, constraint, limit):
-    """Greedy decoding of the whole sequence again for each token, forced or not."""
+    """Greedy decoding of the whole sequence again for each token, forced or not, with its name asked for."""
     model.set_attn_implementation("eager")
     guide, answer = constraint.start(), []
     with torch.no_grad():
         while not guide.stopped and len(answer) < limit:
             logits = model(torch.tensor([prompt + answer]), logits_to_keep=1).logits[0, -1]
+            if guide.naming and not guide.names(int(logits.argmax())):
+                call = max(place for place, token in enumerate(answer) if token == START)
+                if call:
+                    return [*answer[:call], STOP]
+                guide, answer = guide.in_words(), []
+                continue
             answer.append(int(guide.allow(logits, limit - len(answer)).argmax()))
             guide.advance(answer[-1])
     return answer
 
 
-def test_generation_equals_decoding_by_hand(answering, make, tokenizer):
-    """In a batch of rows with different constraints, which run different numbers of tokens at a time, and alone."""
-    model, head, prompts = answering
-    tools = [LOG, STEPS, SLEEP, ANYTHING]
-    constraints = [make(LOG), make(STEPS, SLEEP), make(LOG), make(ANYTHING, LOG), make()]
-    limit = 40
-    expected = [by_hand(model, p, c, limit) for p, c in zip(prompts, constraints, strict=True)]
+def generator_of(model, head):
     generator = generate.Generator(model)
     generator.warm(head)
+    return generator
+
+
+def test_generation_equals_decoding_by_hand(speaking, constraints):
+    """In a batch of rows with different constraints, which run different numbers of tokens at a time, and alone."""
+    model, head, prompts = speaking
+    limit = 40
+    expected = [by_hand(model, p, c, limit) for p, c in zip(prompts, constraints, strict=True)]
+    generator = generator_of(model, head)
     told = []
     found = generator.generate(prompts, limit, lambda *answer: told.append(answer), constraints=constraints)
     assert found == expected
     assert sorted(told) == list(enumerate(expected))
     assert len({len(answer) for answer in expected}) > 2
-    for answer in expected[:4]:
-        check(tokenizer.decode(answer), tools)
-    assert expected[4][0] != START  # no tools, and so in words
     assert generator.generate(prompts, limit, batch_size=2, constraints=constraints) == expected
     alone = [generator.generate([p], limit, constraints=[c])[0] for p, c in zip(prompts, constraints, strict=True)]
     assert alone == expected
 
 
-def test_rows_without_a_constraint_are_what_they_were(answering, make):
-    model, head, prompts = answering
-    generator = generate.Generator(model)
-    generator.warm(head)
+def test_what_is_not_declared_is_answered_in_words(speaking, constraints, tokenizer):
+    model, head, prompts = speaking
+    free = generator_of(model, head).generate(prompts, 40)
+    assert [tokenizer.decode(answer) for answer in free] == [said(calls) for calls, _ in CALLS.values()]
+    held = generator_of(model, head).generate(prompts, 40, constraints=constraints)
+    answers = dict(zip(CALLS, map(tokenizer.decode, held), strict=True))
+    for name in ("as declared", "a value", "again"):
+        assert answers.pop(name) == said(CALLS[name][0])
+    assert answers.pop("the second is not declared") == said("get_steps{}")
+    assert len(answers) == 5
+    for name, answer in answers.items():
+        assert not parse(answer.removesuffix("<end_of_turn>")).calls, name
+        assert "<start_function_call>" not in answer
+
+
+def test_rows_without_a_constraint_are_what_they_were(speaking, make):
+    model, head, prompts = speaking
+    prompts = prompts[:5]
+    generator = generator_of(model, head)
     plain = generator.generate(prompts, 20)
     assert generator.generate(prompts, 20, constraints=[None] * len(prompts)) == plain
-    constraint = make(LOG)
+    constraint = make(STEPS)
     mixed = generator.generate(prompts, 20, constraints=[None, constraint, None, constraint, None])
     assert [mixed[i] for i in (0, 2, 4)] == [plain[i] for i in (0, 2, 4)]
     assert [mixed[i] for i in (1, 3)] == generator.generate(
@@ -389,32 +463,29 @@ def test_rows_without_a_constraint_are_what_they_were(answering, make):
     assert mixed[1] != plain[1]
 
 
-def test_forced_tokens_need_no_pass_of_their_own(answering, make):
-    model, head, prompts = answering
-    generator = generate.Generator(model)
-    generator.warm(head)
+def test_forced_tokens_need_no_pass_of_their_own(speaking, constraints):
+    model, head, prompts = speaking
+    place = list(CALLS).index("again")
     passes = []
+    generator = generator_of(model, head)
     hook = model.model.register_forward_hook(lambda module, inputs, output: passes.append(output.last_hidden_state))
     try:
-        constraint = make(STEPS)
-        (answer,) = generator.generate(prompts[:1], 40, constraints=[constraint])
+        (answer,) = generator.generate([prompts[place]], 40, constraints=[constraints[place]])
     finally:
         hook.remove()
-    assert answer[0] == START
     # The only choice is whether to call again. One pass for the prompt, one for each call, none for the last token.
-    calls = answer.count(START)
-    assert calls > 1
-    assert len(answer) == 8 * calls + 1
-    assert [states.shape[1] for states in passes[1:]] == [8] * calls
+    assert answer.count(START) == 3
+    assert len(answer) == 8 * 3 + 1
+    assert [states.shape[1] for states in passes[1:]] == [8] * 3
 
 
-def test_the_limit_cuts_forced_tokens_as_well(answering, make):
-    model, head, prompts = answering
-    generator = generate.Generator(model)
-    generator.warm(head)
-    full = generator.generate(prompts[:1], 40, constraints=[make(STEPS)])[0]
+def test_the_limit_cuts_forced_tokens_as_well(speaking, constraints):
+    model, head, prompts = speaking
+    place = list(CALLS).index("again")
+    generator = generator_of(model, head)
+    full = generator.generate([prompts[place]], 40, constraints=[constraints[place]])[0]
     for limit in range(1, 6):
-        assert generator.generate(prompts[:1], limit, constraints=[make(STEPS)])[0] == full[:limit]
+        assert generator.generate([prompts[place]], limit, constraints=[constraints[place]])[0] == full[:limit]
 
 
 # ------------------------------------------------------------------------------------------------ the constraint

@@ -1,7 +1,11 @@
 """Decoding held to a grammar: whatever the logits are, an answer is text, or calls of declared tools that fit them.
 
 llguidance keeps the state of the grammar and says which tokens may come next. Two things that it cannot know are added:
-a key that is not declared comes only once in an object, and a call is closed before the tokens run out.
+a key that is not declared comes only once in an object, and a call is closed before the tokens run out. And words end
+where the model would go on to a control token: what is likeliest after that is not more words.
+
+One thing a grammar must not decide: a model that would name a function that is not declared has not meant the one whose
+name is left over. Where that happens can be asked (`Guide.naming`, `Guide.names`), and the answer be given in words.
 """
 
 from __future__ import annotations
@@ -26,15 +30,18 @@ if TYPE_CHECKING:
 
     from fitcoach_tune.tokenizer import AnyTokenizer
 
-_START, _END, _STOP, _ESCAPE = (
+_START, _END, _STOP, _ESCAPE, _END_OF_TURN = (
     CONTROL_TOKENS[token]
     for token in (
         functiongemma.START_FUNCTION_CALL,
         functiongemma.END_FUNCTION_CALL,
         functiongemma.START_FUNCTION_RESPONSE,
         functiongemma.ESCAPE,
+        functiongemma.END_OF_TURN,
     )
 )
+_CONTROL = frozenset(CONTROL_TOKENS.values())
+_CALL, _OPEN = b"call:", b"{"  # what a function's name stands between
 # A call is led to its end from this many tokens before the limit on, or from twice what the shortest calls need.
 _LEAST_REACH, _MOST_REACH = 32, 256
 # What llguidance may spend on a token before it gives up: about a second.
@@ -71,6 +78,11 @@ class Constraint:
         if self._rows % _ROWS_PER_MATCHER == 0:
             self._matcher = self._compile(self.grammar.lark)
         return Guide(self, self._matcher.deep_copy())
+
+    @cached_property
+    def words(self) -> LLMatcher:
+        """What the answers in words match."""
+        return self._compile(answer_grammar([]).lark)
 
     @cached_property
     def reach(self) -> int:
@@ -116,6 +128,32 @@ class Guide:
         """Whether the answer is complete; its last token is then a stop token."""
         return self._matcher.is_stopped()
 
+    @property
+    def naming(self) -> bool:
+        """Whether what comes next belongs to the name of a function, or ends it."""
+        if not self._calling or self._quoted:
+            return False
+        said = self._constraint.vocabulary.text(self._piece)
+        return said.startswith(_CALL) and _OPEN not in said
+
+    def names(self, token: int) -> bool:
+        """Whether a model that wants this token here goes on with the name of a declared function, or ends it."""
+        known, name = self._constraint.vocabulary, self._name_in(token)
+        if forced := self.forced():  # and not a part of that token, with which other names begin
+            return name == self._name_in(forced[0])
+        spelt = known.spelt(name)
+        return bool(spelt) and self._matcher.validate_tokens(spelt) == len(spelt)
+
+    def _name_in(self, token: int) -> bytes:
+        """What a token says of a name, the brace behind it included; nothing if it is a control token."""
+        known = self._constraint.vocabulary.tokens
+        name, end, _ = (known[token] if token < len(known) else b"").partition(_OPEN)
+        return name + end
+
+    def in_words(self) -> Guide:
+        """The state of the same row if it has said nothing yet, and is to answer in words."""
+        return Guide(self._constraint, self._constraint.words.deep_copy())
+
     def allow(self, logits: Tensor, left: int | None = None) -> Tensor:
         """The logits [V] of the next token with those that may not come set to -inf.
 
@@ -123,7 +161,10 @@ class Guide:
             left: how many tokens the answer may still get. If they are few, and a call could not be closed in them
                 behind the best token, the only one left over is the one that leads to its end, where there is one.
         """
-        masked = _masked(logits, self._allowed())
+        allowed = self._allowed()
+        if not self._calling and allowed[_END_OF_TURN] and int(logits.max(-1).indices) in _CONTROL:
+            return _masked(logits, _only(_END_OF_TURN, len(logits)))
+        masked = _masked(logits, allowed)
         if left is None or left > self._constraint.reach:
             return masked
         best = int(masked.argmax())
@@ -157,7 +198,7 @@ class Guide:
 
     def closing(self, left: int) -> list[int] | None:
         """A short way to the end of the call, of at most `left` tokens; None if none is found."""
-        guide, path = self._copy(), []
+        guide, path = self.copy(), []
         while len(path) < left and not guide.stopped:
             tokens = guide._must_come(certain=False) or guide._closer()
             for token in tokens:
@@ -166,7 +207,7 @@ class Guide:
         return path if guide.stopped and len(path) <= left else None
 
     def _closes_behind(self, token: int, left: int) -> bool:
-        guide = self._copy()
+        guide = self.copy()
         guide.advance(token)
         return guide.stopped or guide.closing(left - 1) is not None
 
@@ -177,7 +218,8 @@ class Guide:
                 return tokens
         return [int(self._allowed().argmax())]
 
-    def _copy(self) -> Guide:
+    def copy(self) -> Guide:
+        """The same state, which goes on by itself."""
         other = copy.copy(self)
         other._matcher = self._matcher.deep_copy()
         return other

@@ -4,6 +4,11 @@ The same idea as in training, with a cache: the prefix's keys and values are sto
 row has a small cache of its own behind it. On a plain device rows that have stopped leave the batch, and where a row's
 constraint leaves no choice several tokens run at once; for a device that compiles, where nothing may change its shape,
 see `compiled`.
+
+A constraint forbids what is not declared, and what is left over then need not be what was meant. So the model is asked
+at each token of a function's name, also where the constraint leaves no choice (tokens that ran at once are checked
+afterwards, as in speculative decoding: Leviathan et al. 2023, arXiv:2211.17192): if it would write another name, the
+row goes back to the end of its prompt and answers in words, or ends behind the calls that it has made.
 """
 
 from __future__ import annotations
@@ -12,7 +17,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -22,6 +27,7 @@ from fitcoach_tune.errors import DeviceError
 from fitcoach_tune.evaluate.cache import Layers, PrefixPass, RowCache
 from fitcoach_tune.evaluate.compiled import AT_ONCE, STOP_IDS, CompiledRows, Shape, padded, zeros
 from fitcoach_tune.evaluate.gemma import Gemma
+from fitcoach_tune.functiongemma import CONTROL_TOKENS, START_FUNCTION_CALL, START_FUNCTION_RESPONSE
 from fitcoach_tune.training.batches import common_length
 from fitcoach_tune.training.prefix import hidden_states, sliding_mask, use_layouts
 
@@ -33,6 +39,9 @@ if TYPE_CHECKING:
     from fitcoach_tune.tokenizer import AnyTokenizer
 
 Model: TypeAlias = "Gemma | PreTrainedModel"
+_CALL, _STOP = (CONTROL_TOKENS[token] for token in (START_FUNCTION_CALL, START_FUNCTION_RESPONSE))
+# Hidden states whose logits are made at a time.
+_LOGITS_AT_ONCE = 64
 _numbers = itertools.count(1)
 
 
@@ -44,27 +53,43 @@ class _Row:
         index: its place among the prompts.
         slot: where in its cache the next token will stand.
         guide: what holds the answer to a grammar, if something does.
+        prompt: the hidden state [hidden] of the prompt's last token.
         answer: the tokens so far.
         pending: those of them that have not run yet.
+        unasked: of the pending tokens those behind which the constraint chose a part of a name, with the state there.
+        ends: nothing may come but the end of the answer.
     """
 
     index: int
     slot: int
     guide: Guide | None
+    prompt: Tensor
     answer: list[int] = field(default_factory=list)
     pending: list[int] = field(default_factory=list)
+    unasked: list[tuple[int, Guide]] = field(default_factory=list)
+    ends: bool = False
 
     def take(self, token: int, limit: int) -> bool:
         """Add the chosen token and those that must follow it; says whether the answer has come to its end."""
-        self.pending = [token]
+        self.pending, self.unasked = [token], []
         if self.guide:
             self.guide.advance(token)
             room = limit - len(self.answer) - 1
             for forced in self.guide.forced()[:room]:
+                if self.guide.naming:
+                    self.unasked.append((len(self.pending) - 1, self.guide.copy()))
                 self.guide.advance(forced)
                 self.pending.append(forced)
         self.answer += self.pending
         return self.answer[-1] in STOP_IDS or len(self.answer) >= limit
+
+    def turn_back(self) -> None:
+        """The function that the model would call is not declared: take back what it has said of this call."""
+        begun = len(self.answer) - self.answer[::-1].index(_CALL) - 1
+        self.slot -= len(self.answer) - begun
+        del self.answer[begun:]
+        self.ends = begun > 0
+        self.guide = None if self.ends else self.guide.in_words()
 
 
 class Generator:
@@ -174,8 +199,9 @@ class Generator:
                     compiled.answer({i: tails[i] for i in batch}, answered)
                 else:
                     guides = {i: constraint.start() for i in batch if (constraint := constraints[i])}
-                    rows = [_Row(i, len(tails[i]), guides.get(i)) for i in batch]
-                    self._decode(*self._prefill([tails[i] for i in batch]), rows, max_new_tokens, answered)
+                    cache, last = self._prefill([tails[i] for i in batch])
+                    rows = [_Row(i, len(tails[i]), guides.get(i), state) for i, state in zip(batch, last, strict=True)]
+                    self._decode(cache, last, rows, max_new_tokens, answered)
         return [answers[i] for i in range(len(tails))]
 
     def _check_constraints(self, constraints: Sequence[Constraint | None]) -> None:
@@ -221,13 +247,18 @@ class Generator:
         on_answer: Callable[[int, list[int]], None],
     ) -> None:
         """Go on from the hidden states [B, hidden] of the prompts' last tokens until every row has stopped."""
+        head = self.model.lm_head.weight.T
         while rows:
-            logits = last @ self.model.lm_head.weight.T
+            logits = last @ head
             for i, row in enumerate(rows):
+                if row.guide and row.guide.naming and not row.guide.names(_best(logits[i])):
+                    row.turn_back()
+                    logits[i] = row.prompt @ head
                 if row.guide:
                     logits[i] = row.guide.allow(logits[i], limit - len(row.answer))
-            best = logits.max(-1).indices  # torch's argmax gives the same ones, and takes six times as long in bf16
-            stopped = [row.take(token, limit) for row, token in zip(rows, best.tolist(), strict=True)]
+                if row.ends:
+                    logits[i, _STOP] = torch.inf
+            stopped = [row.take(token, limit) for row, token in zip(rows, _best(logits), strict=True)]
             if any(stopped):
                 for row, has_stopped in zip(rows, stopped, strict=True):
                     if has_stopped:
@@ -239,7 +270,7 @@ class Generator:
                 last = self._run_pending(cache, rows)
 
     def _run_pending(self, cache: RowCache, rows: list[_Row]) -> Tensor:
-        """Run each row's new tokens; returns the hidden state of its last one, [B, hidden]."""
+        """Run each row's new tokens; returns the hidden states [B, hidden] from which the rows go on."""
         counts = [len(row.pending) for row in rows]
         width = max(counts)
         ids = torch.from_numpy(padded([row.pending for row in rows], width)).to(self.device)
@@ -250,11 +281,32 @@ class Generator:
         for row in rows:
             row.slot += len(row.pending)
         ends = torch.tensor(counts, device=self.device) - 1
-        return hidden[torch.arange(len(rows), device=self.device), ends]
+        last = hidden[torch.arange(len(rows), device=self.device), ends]
+        for i in self._unmeant(rows, hidden):
+            rows[i].turn_back()
+            last[i] = rows[i].prompt
+        return last
+
+    def _unmeant(self, rows: list[_Row], hidden: Tensor) -> set[int]:
+        """The rows whose model would have written another name than the constraint did, by the states of all tokens
+        [B, t, hidden].
+        """
+        asked = [(i, place, guide) for i, row in enumerate(rows) for place, guide in row.unasked]
+        if not asked:
+            return set()
+        numbers, places, guides = zip(*asked, strict=True)
+        states = hidden[list(numbers), list(places)].split(_LOGITS_AT_ONCE)
+        best = [token for part in states for token in _best(part @ self.model.lm_head.weight.T)]
+        return {i for i, token, guide in zip(numbers, best, guides, strict=True) if not guide.names(token)}
 
     def _without_gradients(self) -> AbstractContextManager:
         # XLA's tensors are written in place later on, which inference tensors are not meant for.
         return torch.no_grad() if self._backend else torch.inference_mode()
+
+
+def _best(logits: Tensor) -> Any:
+    """The likeliest token of logits [V], or of each row of them [N, V] a list of those."""
+    return logits.max(-1).indices.tolist()  # torch's argmax gives the same, and takes six times as long in bf16
 
 
 def encode_literally(tokenizer: AnyTokenizer, text: str) -> list[int]:
