@@ -25,7 +25,7 @@ def command(*parts: str) -> list[str]:
 
 def test_the_page_works_as_written(run_cli, tmp_path, tiny_base):
     (tmp_path / "home.py").write_text(block("python", "def set_light"))
-    (tmp_path / "home.jsonl").write_text(block("json", "user_query"))
+    (tmp_path / "home.jsonl").write_text(block("json", "bedroom to 18") + block("json", "order me a pizza"))
     prepare = [str(tiny_base) if word == "offline" else word for word in command("prepare", "--show 2")]
     shown = run_cli(*prepare, check=True)
     assert "set_temperature" in shown.stdout

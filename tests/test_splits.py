@@ -86,8 +86,8 @@ def test_question_and_label() -> None:
     row.messages.insert(0, {"role": "developer", "content": "not said by the user"})
     row.messages.insert(2, {"role": "user", "content": "second"})
     assert splits.question(row) == "first\nsecond"
-    assert splits.label(row) == "b + a"
-    assert splits.label(example("hello")) == "no call"
+    assert splits.label(row.gold) == "b + a"
+    assert splits.label(example("hello").gold) == "no call"
 
 
 # ------------------------------------------------------------------------------------------------ near duplicates
@@ -207,7 +207,7 @@ def test_every_label_is_held_out_in_its_share(test_size) -> None:
     counts = {"a": 100, "b": 40, "c": 11, "rare": 1, "two": 2}
     examples = rows_of(counts)
     (train, test), report = splits.split(examples, "grouped", test_size, 3)
-    held_out = Counter(splits.label(examples[i]) for i in test)
+    held_out = Counter(splits.label(examples[i].gold) for i in test)
     for name, count in counts.items():
         assert abs(held_out[name] - test_size * count) <= 1
         assert held_out[name] < count  # nothing is asked that was never trained

@@ -48,12 +48,8 @@ def question(example: Example) -> str:
     return "\n".join(str(m["content"]) for m in example.messages if m["role"] == "user")
 
 
-def label(example: Example) -> str:
-    """What a row teaches to call, for stratifying: tool names, or "no call"."""
-    return _label(example.gold)
-
-
-def _label(calls: Sequence[Call]) -> str:
+def label(calls: Sequence[Call]) -> str:
+    """What a row with these calls teaches, for stratifying: tool names, or "no call"."""
     return " + ".join(call.name for call in calls) or "no call"
 
 
@@ -77,7 +73,7 @@ class Facts:
     def extend(self, more: Facts) -> None:
         """Add the rows of another one."""
         numbers = [self._numbers.setdefault(name, len(self._numbers)) for name in more._numbers]
-        self.labels.extend(numbers[label] for label in more.labels)
+        self.labels.extend(numbers[number] for number in more.labels)
         self.texts += more.texts
         self.answers += more.answers
         self.toolsets += more.toolsets
@@ -85,7 +81,7 @@ class Facts:
     def add(self, example: Example, toolset: int) -> None:
         """Add a row; `toolset` is the same number for rows with equal tools."""
         calls = example.gold
-        answer = name = _label(calls)
+        answer = name = label(calls)
         if any(call.arguments for call in calls):
             answer = json.dumps([[call.name, call.arguments] for call in calls], sort_keys=True)
         self.texts.append(normalise(question(example)))

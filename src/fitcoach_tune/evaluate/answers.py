@@ -39,6 +39,8 @@ class Answer:
 
 _FIELDS = {field.name: {"str": str, "int": int, "bool": bool, "float": float}[field.type] for field in fields(Answer)}
 _FORM = {"key": str, **_FIELDS}
+_CONSTRAINING = 2
+"""What a constraint makes of the same logits: another number, other answers."""
 _LONGEST_LINE, _SMALLEST, _LARGEST = 1 << 26, 1e-9, 1e9
 
 
@@ -52,7 +54,8 @@ def key_of(model: str, prompt: Sequence[int], tools: list[dict], max_new_tokens:
         max_new_tokens: of the answer.
         constrained: to valid calls.
     """
-    parts = [__version__, model, list(prompt), tools if constrained else None, max_new_tokens, constrained]
+    parts = [__version__, model, list(prompt), tools if constrained else None, max_new_tokens]
+    parts.append(_CONSTRAINING if constrained else False)
     return files.sha256_json(parts)[:16]
 
 

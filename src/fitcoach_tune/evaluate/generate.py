@@ -247,13 +247,17 @@ class Generator:
         on_answer: Callable[[int, list[int]], None],
     ) -> None:
         """Go on from the hidden states [B, hidden] of the prompts' last tokens until every row has stopped."""
-        head = self.model.lm_head.weight.T
+        asked = last[:0]
         while rows:
-            logits = last @ head
+            logits, wanted = self._logits(last, asked)
+            left = iter(wanted)
             for i, row in enumerate(rows):
-                if row.guide and row.guide.naming and not row.guide.names(_best(logits[i])):
+                meant = [guide.names(token) for (_, guide), token in zip(row.unasked, left, strict=False)]
+                if row.guide and row.guide.naming:
+                    meant.append(row.guide.names(_best(logits[i])))
+                if not all(meant):
                     row.turn_back()
-                    logits[i] = row.prompt @ head
+                    logits[i] = row.prompt @ self.model.lm_head.weight.T
                 if row.guide:
                     logits[i] = row.guide.allow(logits[i], limit - len(row.answer))
                 if row.ends:
@@ -267,10 +271,22 @@ class Generator:
                 cache.keep(torch.tensor(going, dtype=torch.long, device=self.device))
                 rows = [rows[i] for i in going]
             if rows:
-                last = self._run_pending(cache, rows)
+                last, asked = self._run_pending(cache, rows)
 
-    def _run_pending(self, cache: RowCache, rows: list[_Row]) -> Tensor:
-        """Run each row's new tokens; returns the hidden states [B, hidden] from which the rows go on."""
+    def _logits(self, last: Tensor, asked: Tensor) -> tuple[Tensor, list[int]]:
+        """Logits [B, V] of the hidden states from which rows go on, and the likeliest token of each other one."""
+        head = self.model.lm_head.weight
+        if len(asked) and len(last) + len(asked) <= _LOGITS_AT_ONCE:
+            # Reading the head's weights is what takes the time. This way round a CPU does not bring them into another
+            # order for a product of so few rows.
+            logits = (head @ torch.cat([last, asked]).T).T.contiguous()
+            return logits[: len(last)], _best(logits[len(last) :])
+        return last @ head.T, [token for part in asked.split(_LOGITS_AT_ONCE) for token in _best(part @ head.T)]
+
+    def _run_pending(self, cache: RowCache, rows: list[_Row]) -> tuple[Tensor, Tensor]:
+        """Run each row's new tokens; returns the hidden states of each row's last one [B, hidden], and of those behind
+        which its model is to be asked.
+        """
         counts = [len(row.pending) for row in rows]
         width = max(counts)
         ids = torch.from_numpy(padded([row.pending for row in rows], width)).to(self.device)
@@ -281,23 +297,9 @@ class Generator:
         for row in rows:
             row.slot += len(row.pending)
         ends = torch.tensor(counts, device=self.device) - 1
-        last = hidden[torch.arange(len(rows), device=self.device), ends]
-        for i in self._unmeant(rows, hidden):
-            rows[i].turn_back()
-            last[i] = rows[i].prompt
-        return last
-
-    def _unmeant(self, rows: list[_Row], hidden: Tensor) -> set[int]:
-        """The rows whose model would have written another name than the constraint did, by the states of all tokens
-        [B, t, hidden].
-        """
-        asked = [(i, place, guide) for i, row in enumerate(rows) for place, guide in row.unasked]
-        if not asked:
-            return set()
-        numbers, places, guides = zip(*asked, strict=True)
-        states = hidden[list(numbers), list(places)].split(_LOGITS_AT_ONCE)
-        best = [token for part in states for token in _best(part @ self.model.lm_head.weight.T)]
-        return {i for i, token, guide in zip(numbers, best, guides, strict=True) if not guide.names(token)}
+        asked = [(i, place) for i, row in enumerate(rows) for place, _ in row.unasked]
+        numbers, places = torch.tensor(asked, dtype=torch.long, device=self.device).view(-1, 2).T
+        return hidden[torch.arange(len(rows), device=self.device), ends], hidden[numbers, places]
 
     def _without_gradients(self) -> AbstractContextManager:
         # XLA's tensors are written in place later on, which inference tensors are not meant for.
@@ -305,7 +307,7 @@ class Generator:
 
 
 def _best(logits: Tensor) -> Any:
-    """The likeliest token of logits [V], or of each row of them [N, V] a list of those."""
+    """The likeliest token of logits [V], or a list of those of [N, V]."""
     return logits.max(-1).indices.tolist()  # torch's argmax gives the same, and takes six times as long in bf16
 
 
