@@ -342,7 +342,7 @@ def infer_verb(
     tools: Annotated[
         str | None,
         typer.Option(
-            help="A JSON file, module:object or builtin:fitness; by default what the adapter was trained with."
+            help="A JSON file, module:object or a builtin:NAME; by default what the adapter was trained with."
         ),
     ] = None,
     constrained: Annotated[

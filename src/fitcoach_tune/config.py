@@ -64,11 +64,15 @@ class Config(BaseModel):
     # Data
     dataset: str = Field(
         "tengomucho/fitness-coach-function-calling",
-        description="Rows: a Hub dataset id, a .jsonl, .json or .parquet file, a saved dataset, or builtin:fitness.",
+        description="Rows: a Hub dataset id, a .jsonl, .json or .parquet file, a saved dataset, or a builtin:NAME.",
     )
     revision: str | None = Field(None, description="Branch, tag or commit of the dataset on the Hub.")
-    tools: str | None = Field(None, description="Tools for rows without their own: a JSON file or module:object.")
-    data: str | None = Field(None, description="Prepared set; by default one made under output/prepared.")
+    tools: str | None = Field(
+        None, description="Tools for rows without their own: a JSON file, module:object or a builtin:NAME."
+    )
+    data: str | None = Field(
+        None, description="Prepared set, made if it is not there; by default one under output/prepared."
+    )
     max_length: int = Field(512, ge=8, description="Longest row, in tokens.")
     excess_length: Literal["error", "drop", "truncate"] = Field("error", description="What to do with longer rows.")
     test_size: float = Field(0.3, gt=0, lt=1, description="Share of the rows that is held out.")

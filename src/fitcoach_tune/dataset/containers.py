@@ -76,7 +76,8 @@ def open_rows(source: str, revision: str | None, split: str | None, counts: Coun
         return _open_file(path, source, path.name, counts)
     name, _, given = source.partition("@")
     if not _HUB_ID.fullmatch(name):
-        hint = f"give {builtin.FITNESS}, a {_SUFFIXES_TEXT} file, a saved dataset's folder, or a Hub id like user/name"
+        forms = f"a {_SUFFIXES_TEXT} file, a saved dataset's folder, a Hub id like user/name"
+        hint = f"give {forms}, or one of {', '.join(builtin.NAMES)}"
         raise DataError(f"cannot tell what rows {quote(source)} means", hint=hint)
     if given and revision and given != revision:
         raise DataError(f"two revisions are asked for: {given} and {revision}", where=source, hint="give one of them")
