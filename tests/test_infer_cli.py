@@ -165,15 +165,28 @@ def test_other_data_than_the_model_has_learnt_to_say(program, tmp_path):
     assert " tokens/s" in done.stderr
 
 
+SPY = """
+from pathlib import Path
+from fitcoach_tune import fitness
+
+def get_steps() -> int:
+    '''
+    Get the number of steps walked today.
+
+    Returns:
+        int: The number of steps taken today
+    '''
+    Path("ran").touch()
+
+TOOLS = [get_steps if tool["function"]["name"] == "get_steps" else tool for tool in fitness.tools()]
+"""
+
+
 def test_nothing_is_run_without_execute(program, tmp_path):
-    (tmp_path / "spy.py").write_text(
-        "from pathlib import Path\n"
-        "def get_steps():\n"
-        "    '''Get the number of steps walked today.'''\n"
-        "    Path('ran').touch()\n"
-    )
-    done = program("How many steps?", "--tools", "spy:get_steps")
+    (tmp_path / "spy.py").write_text(SPY)
+    done = program("How many steps?", "--tools", "spy:TOOLS")
     assert (done.exit_code, done.stdout) == (0, "get_steps()\n")
+    assert "not the tools" not in done.stderr
     assert not (tmp_path / "ran").exists()
     sys.modules.pop("spy")
 
