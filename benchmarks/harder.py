@@ -1,6 +1,6 @@
 """Some of the harder sets, each asked freely and held to the declared tools: what holding answers is good for.
 
-    python benchmarks/harder.py --adapter output/fitness-offline --sets gold-removed renamed --rows 60
+    python benchmarks/harder.py --adapter output/fitness-offline --data builtin:fitness-dev --sets all renamed --rows 48
 
 `fitcoach-tune eval --hard` asks all sets with the base beside the model; this asks fewer questions.
 """
@@ -17,6 +17,7 @@ from fitcoach_tune.evaluate.asking import ask, groups
 from fitcoach_tune.evaluate.constrain import Constraint
 from fitcoach_tune.evaluate.gemma import answering_model
 from fitcoach_tune.evaluate.generate import Generator
+from fitcoach_tune.evaluate.hard import per_list
 from fitcoach_tune.evaluate.score import judge
 from fitcoach_tune.evaluate.sources import question_sets, read_rows
 from fitcoach_tune.evaluate.statistics import Rate
@@ -29,7 +30,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapter", required=True)
     parser.add_argument("--data", help="as of `eval`; by default the held-out rows")
-    parser.add_argument("--sets", nargs="+", default=["gold-removed", "renamed"], help="test is the rows as they are")
+    parser.add_argument(
+        "--sets", nargs="+", default=["gold-removed", "renamed"], help="test, or all of --data: as they are"
+    )
     parser.add_argument("--rows", type=int, default=60, help="of each set, the first ones")
     given = parser.parse_args()
     run, backend = runs.open_run(given.adapter), make_backend("cpu")
@@ -42,7 +45,7 @@ def main() -> None:
     for name in given.sets:
         turns, prompts = asked[name].turns[: given.rows], asked[name].prompts[: given.rows]
         for held in (False, True):
-            made = {id(turn.tools): Constraint(turn.tools, tokenizer) for turn in turns} if held else {}
+            made = per_list(turns, lambda tools: Constraint(tools, tokenizer)) if held else {}
             answers: dict[int, Answer] = {}
             ask(
                 generator,

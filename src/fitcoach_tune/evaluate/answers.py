@@ -54,8 +54,8 @@ def key_of(model: str, prompt: Sequence[int], tools: list[dict], max_new_tokens:
         max_new_tokens: of the answer.
         constrained: to valid calls.
     """
-    parts = [__version__, model, list(prompt), tools if constrained else None, max_new_tokens]
-    parts.append(_CONSTRAINING if constrained else False)
+    how = constrained and _CONSTRAINING
+    parts = [__version__, model, list(prompt), tools if constrained else None, max_new_tokens, how]
     return files.sha256_json(parts)[:16]
 
 

@@ -62,6 +62,7 @@ class Constraint:
     """
 
     def __init__(self, tools: Sequence[dict], tokenizer: AnyTokenizer):
+        self._tokenizer = tokenizer
         self.vocabulary = vocabulary(tokenizer)
         self.grammar = answer_grammar(tools)
         self._matcher, self._rows = self._compile(self.grammar.lark), 0
@@ -80,9 +81,9 @@ class Constraint:
         return Guide(self, self._matcher.deep_copy())
 
     @cached_property
-    def words(self) -> LLMatcher:
-        """What the answers in words match."""
-        return self._compile(answer_grammar([]).lark)
+    def words(self) -> Constraint:
+        """The one to answers in words."""
+        return Constraint([], self._tokenizer)
 
     @cached_property
     def reach(self) -> int:
@@ -152,7 +153,7 @@ class Guide:
 
     def in_words(self) -> Guide:
         """The state of the same row if it has said nothing yet, and is to answer in words."""
-        return Guide(self._constraint, self._constraint.words.deep_copy())
+        return self._constraint.words.start()
 
     def allow(self, logits: Tensor, left: int | None = None) -> Tensor:
         """The logits [V] of the next token with those that may not come set to -inf.

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from fitcoach_tune.tokenizer import AnyTokenizer
 
 Model: TypeAlias = "Gemma | PreTrainedModel"
-_CALL, _STOP = (CONTROL_TOKENS[token] for token in (START_FUNCTION_CALL, START_FUNCTION_RESPONSE))
+_START, _STOP = (CONTROL_TOKENS[token] for token in (START_FUNCTION_CALL, START_FUNCTION_RESPONSE))
 # Hidden states whose logits are made at a time.
 _LOGITS_AT_ONCE = 64
 _numbers = itertools.count(1)
@@ -85,7 +85,7 @@ class _Row:
 
     def turn_back(self) -> None:
         """The function that the model would call is not declared: take back what it has said of this call."""
-        begun = len(self.answer) - self.answer[::-1].index(_CALL) - 1
+        begun = len(self.answer) - self.answer[::-1].index(_START) - 1
         self.slot -= len(self.answer) - begun
         del self.answer[begun:]
         self.ends = begun > 0
@@ -250,12 +250,11 @@ class Generator:
         asked = last[:0]
         while rows:
             logits, wanted = self._logits(last, asked)
-            left = iter(wanted)
+            guides = [(i, guide) for i, row in enumerate(rows) for _, guide in row.unasked]
+            unmeant = {i for (i, guide), token in zip(guides, wanted, strict=True) if not guide.names(token)}
             for i, row in enumerate(rows):
-                meant = [guide.names(token) for (_, guide), token in zip(row.unasked, left, strict=False)]
-                if row.guide and row.guide.naming:
-                    meant.append(row.guide.names(_best(logits[i])))
-                if not all(meant):
+                is_naming = row.guide and row.guide.naming
+                if i in unmeant or (is_naming and not row.guide.names(_best(logits[i]))):
                     row.turn_back()
                     logits[i] = row.prompt @ self.model.lm_head.weight.T
                 if row.guide:

@@ -68,7 +68,7 @@ def _with_shared_tools(turns: Sequence[Turn]) -> list[Turn]:
     return [replace(turn, tools=by_id[id(turn.tools)]) for turn in turns]
 
 
-def _per_list(turns: Sequence[Turn], make: Callable[[list[dict]], _T]) -> dict[int, _T]:
+def per_list(turns: Sequence[Turn], make: Callable[[list[dict]], _T]) -> dict[int, _T]:
     """By the list's id, what `make` gives for each list of tools."""
     return {key: make(tools) for key, tools in {id(turn.tools): turn.tools for turn in turns}.items()}
 
@@ -86,7 +86,7 @@ def _canonical(value: Any) -> str:
 
 
 def _tool_order(turns: Sequence[Turn], seed: int) -> Iterator[Turn | None]:
-    orders = _per_list(turns, lambda tools: _reordered(tools, _rng(seed, "tool-order", tools)))
+    orders = per_list(turns, lambda tools: _reordered(tools, _rng(seed, "tool-order", tools)))
     for turn in turns:
         yield replace(turn, tools=orders[id(turn.tools)]) if len(turn.tools) > 1 else None
 
@@ -100,7 +100,7 @@ def _reordered(tools: list[dict], rng: np.random.Generator) -> list[dict]:
 
 def _distractors(turns: Sequence[Turn], seed: int) -> Iterator[Turn | None]:
     """Left out where an added tool might serve: the user touches on its topic, or no own tool is wanted."""
-    lists = _per_list(turns, lambda tools: _with_distractors(tools, _rng(seed, "distractors", tools)))
+    lists = per_list(turns, lambda tools: _with_distractors(tools, _rng(seed, "distractors", tools)))
     for turn in turns:
         tools, topics = lists[id(turn.tools)]
         said = (message["content"] for message in turn.messages if message["role"] == "user")
@@ -135,8 +135,8 @@ def _gold_removed(turns: Sequence[Turn], seed: int) -> Iterator[Turn | None]:
 
 
 def _renamed(turns: Sequence[Turn], seed: int) -> Iterator[Turn | None]:
-    names = _per_list(turns, lambda tools: _new_names(tools, _rng(seed, "renamed", tools)))
-    lists = _per_list(turns, lambda tools: [_tool_as(tool, names[id(tools)]) for tool in tools])
+    names = per_list(turns, lambda tools: _new_names(tools, _rng(seed, "renamed", tools)))
+    lists = per_list(turns, lambda tools: [_tool_as(tool, names[id(tools)]) for tool in tools])
     for turn in turns:
         new = names[id(turn.tools)]
         answers = tuple(
@@ -237,7 +237,7 @@ def _gold_texts(gold: Gold) -> list[str]:
 
 def _unserved(turns: Sequence[Turn], seed: int) -> Iterator[Turn]:
     queries = hard_data.pool_queries()
-    allowed = _per_list(turns, hard_data.unserved_queries)
+    allowed = per_list(turns, hard_data.unserved_queries)
     left = _rng(seed, "unserved", "queries").permutation(len(queries)).tolist()
     given: dict[int, int] = {}
     for place in _rng(seed, "unserved", "turns").permutation(len(turns)).tolist():
