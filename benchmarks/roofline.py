@@ -67,21 +67,25 @@ def products(model: nn.Module, tokens: int, targets: int) -> Iterator[tuple[str,
     import torch.nn.functional as F
 
     from fitcoach_tune.training.cost import linear_shapes
-    from fitcoach_tune.training.loss import CHUNK
+    from fitcoach_tune.training.loss import CHUNK, head_product
 
-    def pair(name: str, weight: Tensor, rows: int) -> Iterator[tuple[str, int, Callable[[], Tensor]]]:
+    def pair(
+        name: str, weight: Tensor, rows: int, forward: Callable[[Tensor, Tensor], Tensor]
+    ) -> Iterator[tuple[str, int, Callable[[], Tensor]]]:
         outputs, inputs = weight.shape
         x, grad = (torch.ones(rows, size, dtype=weight.dtype) for size in (inputs, outputs))
         flops = 2 * rows * inputs * outputs
-        yield f"{name}, forward", flops, lambda: F.linear(x, weight)
+        yield f"{name}, forward", flops, lambda: forward(x, weight)
         yield f"{name}, backward", flops, lambda: grad @ weight
 
     for layer in model.model.layers:
         modules = {name.rsplit(".", 1)[-1]: module for name, module in layer.named_modules()}
         for name in linear_shapes(model.config):
-            yield from pair(name, getattr(modules[name], "base", modules[name]).weight, tokens)
+            yield from pair(name, getattr(modules[name], "base", modules[name]).weight, tokens, F.linear)
+    buffer = model.lm_head.weight.new_empty(CHUNK, model.lm_head.out_features)
     for start in range(0, targets, CHUNK):
-        yield from pair("head", model.lm_head.weight, min(CHUNK, targets - start))
+        count = min(CHUNK, targets - start)
+        yield from pair("head", model.lm_head.weight, count, lambda x, head: head_product(x, head, buffer[: len(x)]))
 
 
 def take(model: nn.Module, tokens: int, targets: int) -> dict[str, tuple[int, float]]:
