@@ -12,6 +12,7 @@ os.environ.pop("HUGGING_FACE_HUB_TOKEN", None)
 os.environ.update(HF_TOKEN_PATH=os.devnull)
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -142,6 +143,24 @@ def run_cli(tmp_path):
         if check and done.returncode:
             raise AssertionError(f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}")
         return done
+
+    return run
+
+
+@pytest.fixture
+def run_example():
+    """Run the Python of a run's README, where this package cannot be imported; returns what it prints."""
+
+    def run(folder: Path, question: str, cwd: Path, dtype: str = "auto") -> str:
+        _, code, _ = re.split(r"```(?:python)?\n", (folder / "README.md").read_text(encoding="utf-8"))
+        assert code.count('"How many steps?"') == code.count('dtype="auto"') == 1
+        code = code.replace("How many steps?", question).replace('dtype="auto"', f'dtype="{dtype}"')
+        without = 'import sys\nsys.modules["fitcoach_tune"] = None\n'
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", without + code], cwd=cwd, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.removesuffix("\n")
 
     return run
 

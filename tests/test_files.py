@@ -230,7 +230,7 @@ def test_set_aside_keeps_the_newest_previous(tmp_path) -> None:
     for text in ("first", "second"):
         path.mkdir()
         (path / text).touch()
-        assert files.set_aside(path) == tmp_path / "run.previous"
+        assert files.set_aside(path, ".previous") == tmp_path / "run.previous"
         assert not path.exists()
     assert [p.name for p in (tmp_path / "run.previous").iterdir()] == ["second"]
 
@@ -239,7 +239,7 @@ def test_set_aside_of_what_cannot_be_moved(tmp_path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run.previous").write_text("a file, not ours to remove")
     with pytest.raises(OutputError) as caught:
-        files.set_aside(tmp_path / "run")
+        files.set_aside(tmp_path / "run", ".previous")
     assert caught.value.where == str(tmp_path / "run")
     assert (tmp_path / "run").is_dir()
     assert (tmp_path / "run.previous").is_file()
@@ -393,7 +393,7 @@ def test_a_lock_follows_a_folder_that_steps_aside(tmp_path) -> None:
     folder = tmp_path / "run"
     with files.FolderLock(folder) as lock:
         (folder / "old").touch()
-        lock.follow(files.set_aside(folder))
+        lock.follow(files.set_aside(folder, ".previous"))
         (folder / "new").touch()
         assert [path.name for path in (tmp_path / "run.previous").iterdir()] == ["old"]
         with pytest.raises(OutputError, match="another run"):

@@ -5,8 +5,6 @@ training.
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -55,7 +53,7 @@ def test_loss_and_gradients_equal_the_plain_computation(offline_base, prepared):
     assert total / torch.stack([e.norm() for e in expected]).norm() < 1e-5
 
 
-def test_the_main_job(run_cli, tmp_path, offline_base):
+def test_the_main_job(run_cli, run_example, tmp_path):
     """480 rows, each seen once: far above the base, every answer a call or words, and PEFT gives the same call."""
     settings = ("--max-steps", "30", "--per-device-train-batch-size", "16", "--test-size", "0.015")
     run_cli("train", "--config", "offline", *settings, "--output-dir", "output/short", "-q", check=True)
@@ -76,25 +74,6 @@ def test_the_main_job(run_cli, tmp_path, offline_base):
     assert answer["calls"] == [{"name": "get_steps", "arguments": {}}]
     assert answer["constrained"]
 
-    script = """
-import json, sys
-sys.modules["fitcoach_tune"] = None
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-base, run, dtype = sys.argv[1:]
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), run)
-tokenizer = AutoTokenizer.from_pretrained(run)
-prompt = json.load(open(run + "/prompt.json"))
-inputs = tokenizer.apply_chat_template(
-    [{"role": "developer", "content": prompt["developer"]}, {"role": "user", "content": "How many steps?"}],
-    tools=prompt["tools"], add_generation_prompt=True, return_tensors="pt", return_dict=True)
-out = model.generate(**inputs, max_new_tokens=24, do_sample=False, eos_token_id=[1, 106, 50])
-print(tokenizer.decode(out[0, inputs["input_ids"].shape[1]:]), end="")
-"""
     dtype = {"bf16": "bfloat16", "fp32": "float32"}[found["settings"]["dtype"]]
-    plain = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, offline_base.path, tmp_path / "output/short", dtype],
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert plain.returncode == 0, plain.stderr
-    assert plain.stdout == answer["raw"]
+    plain = run_example(tmp_path / "output/short", "How many steps?", cwd=tmp_path, dtype=dtype)
+    assert plain == answer["raw"]

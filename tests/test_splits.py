@@ -274,6 +274,35 @@ def test_tiny_sets_leave_something_to_train_on(kind, test_size, queries, labels)
     assert train.dtype == test.dtype == np.int64
 
 
+def conversation_of(*turns: str, name: str = "f") -> Example:
+    """A row of several turns, each answered by a call."""
+    made = [example(turn, (name, {})).messages for turn in turns]
+    return Example([message for messages in made for message in messages], TOOLS, "rows.jsonl:1")
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_conversations_that_open_alike_stand_on_one_side(seed) -> None:
+    """The first answer of one is asked with the very prompt of the other."""
+    openings, second = distinct(20), distinct(40, seed=1)
+    rows = [conversation_of(text) for text in openings]
+    rows += [conversation_of(text.upper(), second[i]) for i, text in enumerate(openings)]
+    rows += [conversation_of(text, second[20 + i]) for i, text in enumerate(openings)]
+    (train, test), report = splits.split(rows, "grouped", 0.3, seed)
+    assert len(test) == 18
+    assert not {i % 20 for i in train.tolist()} & {i % 20 for i in test.tolist()}
+    assert report["groups_on_both_sides"] == report["near_duplicates"] == 0
+    (train, test), report = splits.split(rows, "random", 0.3, seed)
+    assert report["groups_on_both_sides"] == len({i % 20 for i in train.tolist()} & {i % 20 for i in test.tolist()}) > 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_no_label_is_held_out_with_the_group_of_another(seed) -> None:
+    rows = rows_of({"common": 20})
+    rows += [example("one and the same question", (name, {})) for name in ("common", "common", "rare")]
+    (train, _), _ = splits.split(rows, "grouped", 0.5, seed)
+    assert 22 in train
+
+
 # ------------------------------------------------------------------------------------------------ the report
 
 

@@ -78,35 +78,16 @@ def test_the_resolved_config_repeats_the_run(finished_run, run_cli):
     assert all((first[k] == second[k]).all() for k in first)
 
 
-def test_loads_without_this_package(finished_run, tiny_base):
+def test_the_readmes_example_needs_no_package_of_ours(finished_run, run_example):
     """transformers and peft alone: same greedy call as the program's own engine."""
-    _, run, _ = finished_run
-    script = """
-import sys
-sys.modules["fitcoach_tune"] = None  # an import of the package would fail
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
-import json
-base, run = sys.argv[1:]
-tokenizer = AutoTokenizer.from_pretrained(run)
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), run)
-prompt = json.load(open(run + "/prompt.json"))
-messages = [{"role": "developer", "content": prompt["developer"]}, {"role": "user", "content": "bed c"}]
-inputs = tokenizer.apply_chat_template(
-    messages, tools=prompt["tools"], add_generation_prompt=True, return_tensors="pt", return_dict=True)
-out = model.generate(**inputs, max_new_tokens=20, do_sample=False, eos_token_id=[1, 106, 50])
-print(tokenizer.decode(out[0, inputs["input_ids"].shape[1]:]), end="")
-"""
-    plain = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script, tiny_base, run], capture_output=True, text=True, check=False
-    )
-    assert plain.returncode == 0, plain.stderr
+    folder, run, record = finished_run
+    plain = run_example(run, "bed c", cwd=folder)
     from fitcoach_tune.infer import FunctionCaller
 
-    caller = FunctionCaller.from_adapter(str(run), device="cpu", max_new_tokens=20, constrained=False)
-    assert caller("bed c").raw == plain.stdout
-    assert len(plain.stdout) > 10
+    limit = record["config"]["max_new_tokens"]
+    caller = FunctionCaller.from_adapter(str(run), device="cpu", max_new_tokens=limit, constrained=False)
+    assert caller("bed c").raw == plain
+    assert len(plain) > 10
 
 
 def test_a_finished_run_is_not_overwritten(finished_run, run_cli, tiny_base):
@@ -126,6 +107,58 @@ def test_force_keeps_the_old_run(train, tmp_path):
     assert "kept as run.previous" in done.stderr
     assert (tmp_path / "run.previous/run.json").read_text() == first
     assert json.loads((tmp_path / "run/run.json").read_text())["training"]["steps"] == 1
+
+
+def test_what_was_not_finished_never_replaces_what_was(train, tmp_path):
+    train("-q", check=True)
+    first = (tmp_path / "run/run.json").read_text()
+    for _ in range(2):  # it moves the finished one; the second time there is only what the first has left
+        failed = train("--force", "--learning-rate", "1e30", "--lora-dropout", "0")
+        assert failed.returncode == 8, failed.stderr
+    assert "kept as run.unfinished" in failed.stderr
+    assert (tmp_path / "run.previous/run.json").read_text() == first
+    train("--force", "--max-steps", "1", "-q", check=True)
+    assert (tmp_path / "run.previous/run.json").read_text() == first
+
+
+def test_a_folder_without_a_name_of_its_own_does_not_step_aside(train, tmp_path):
+    train("-q", check=True)
+    done = train("--force", "--output-dir", ".", cwd=tmp_path / "run")
+    assert done.returncode == 6
+    assert "--output-dir ." in done.stderr
+
+
+def test_a_log_in_the_run_is_not_a_part_of_it(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.jsonl").touch()  # as a run that did not come far has left it
+    (tmp_path / "run/log.txt").write_text("begun\n")
+    train("-q", check=True)
+    assert "log.txt" not in json.loads((tmp_path / "run/run.json").read_text())["files"]
+
+
+def test_a_set_is_not_taken_for_another_one(train, tmp_path, rows_file):
+    """With `--data`, what is asked of the rows has to be what the set was made with; and newer rows are spoken of."""
+    train("--data", "set", "--max-steps", "1", "-q", check=True)
+    other = train("--data", "set", "--dataset", "other.jsonl", "--test-size", "0.5", "--force")
+    assert other.returncode == 3
+    for part in ("set set was made otherwise", "--dataset other.jsonl, and it has", "--test-size 0.5, and it has 0.3"):
+        assert part in other.stderr
+    rows_file.write_text(rows_file.read_text() + rows_file.read_text().replace("alpha", "aleph"))
+    again = train("--data", "set", "--max-steps", "1", "--force", check=True)
+    assert "using the prepared set set, made from" in again.stderr
+    assert "has changed since then" in again.stderr
+    assert train("--data", "set", "--dry-run").returncode == 6  # a run is there
+
+
+def test_paths_at_home(train, tmp_path):
+    """`~` behind an equals sign, which no shell expands, for the rows, the set and the run."""
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home/rows.jsonl").write_bytes((tmp_path / "rows.jsonl").read_bytes())
+    flags = [f"--{name}=~/{place}" for name, place in [("dataset", "rows.jsonl"), ("data", "set"), ("output-dir", "r")]]
+    done = train(*flags, "--max-steps", "1", "-q", check=True, HOME=str(tmp_path / "home"))
+    assert done.stdout.strip() == str(tmp_path / "home/r")
+    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["r", "rows.jsonl", "set"]
+    assert not (tmp_path / "~").exists()
 
 
 def test_changed_rows_are_prepared_again(train, tmp_path, rows_file):
@@ -254,6 +287,30 @@ def test_two_processes_give_the_same_adapter_as_one(train, run_cli, tiny_base, r
     evaluated = [[e["eval_loss"] for e in r["training"]["eval_losses"]] for r in records]
     assert evaluated[1] == pytest.approx(evaluated[0], rel=1e-5)
     assert done.stdout.strip() == "two"
+
+
+def test_processes_that_cut_their_rows_into_other_parts_evaluate_alike(train, tiny_base, tmp_path):
+    """Long held-out rows, of which one process has many parts and the other few."""
+    words = " ".join(f"w{i}" for i in range(250))
+    rows = [conversation(f"{words} {i}?", ("get_steps", {})) for i in range(26)]
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps({"messages": m, "tools": [STEPS]}) + "\n" for m in rows))
+    shared = ["--dataset", "long.jsonl", "--max-length", "1024", "--split", "random", "--test-size", "0.8",
+              "--lora-dropout", "0", "--gradient-accumulation-steps", "1", "--num-train-epochs", "2"]  # fmt: skip
+    train(*shared, "--per-device-train-batch-size", "2", "--per-device-eval-batch-size", "30", "-q", check=True)
+    arguments = ["train", "--model", tiny_base, "--output-dir", "two", *QUICK, *shared, "--device", "cpu"]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
+         "--nproc-per-node", "2", "-m", "fitcoach_tune", *map(str, arguments),
+         "--per-device-train-batch-size", "1", "--per-device-eval-batch-size", "15"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    losses = []
+    for name in ("run", "two"):
+        record = json.loads((tmp_path / name / "run.json").read_text())
+        losses.append([found["eval_loss"] for found in record["training"]["eval_losses"]])
+    assert len(losses[0]) == 2
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
 
 
 def test_tools_that_vary(train, rows_file, tmp_path):

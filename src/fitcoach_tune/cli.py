@@ -93,7 +93,8 @@ def verb(*settings: str, **aliases: str) -> Callable:
             except BrokenPipeError:
                 raise  # the reader of our output has gone; `main` leaves quietly
             except OSError as error:
-                print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+                what = f"error: {error.filename or 'the system'}: {error.strerror or error}"
+                print(printable(what), file=sys.stderr)
                 raise typer.Exit(OutputError.exit_code) from None
             except KeyboardInterrupt:
                 print("interrupted", file=sys.stderr)
@@ -231,12 +232,15 @@ def train_verb(
     quiet: QuietFlag = False,
 ) -> None:
     """Fine-tune a LoRA adapter, preparing the data first if needed, and save it in PEFT's format."""
+    from fitcoach_tune.prepare import check_asked
+
     chosen = load_config(config, settings)
     ui = Console(quiet)
+    check_asked(chosen, settings)
     if dry_run:
         from fitcoach_tune.plan import dry_run as make_plan
 
-        plan = make_plan(chosen, ui)
+        plan = make_plan(chosen, ui, force=force)
         if as_json:
             _print_json(plan)
         else:

@@ -7,6 +7,7 @@ defaults. Unknown keys and bad values are reported all at once, each with the ne
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from errno import EISDIR
 from importlib import resources
@@ -83,7 +84,7 @@ class Config(BaseModel):
 
     # Adapter
     lora_r: int = Field(32, ge=1, description="Rank of the LoRA update.")
-    lora_alpha: float = Field(64, gt=0, description="The LoRA update is scaled by alpha / r.")
+    lora_alpha: float = Field(64, gt=0, le=1e6, description="The LoRA update is scaled by alpha / r.")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="Dropout on the LoRA input.")
     target_modules: tuple[str, ...] = Field(
         ORIGINAL_TARGETS, min_length=1, description="Linear layers that get LoRA, comma-separated, or all-linear."
@@ -151,6 +152,12 @@ class Config(BaseModel):
         if isinstance(value, int) and value > _LARGEST:
             raise ValueError(f"must be at most {_LARGEST}")
         return value
+
+    @field_validator("model", "dataset", "tools", "data", "output_dir", "resume_from_checkpoint")
+    @classmethod
+    def _at_home(cls, value: str | None) -> str | None:
+        """A path from a file, or behind `=`, has a `~` that no shell has expanded."""
+        return os.path.expanduser(value) if value and value.startswith("~/") else value
 
     @field_validator("max_steps")
     @classmethod

@@ -154,16 +154,16 @@ def _swap_in(staged: Path, path: Path) -> None:
     _sync(path.parent)
 
 
-def set_aside(path: Path) -> Path:
-    """Rename an existing folder to `NAME.previous`, replacing an older one of that name; returns the new path."""
-    previous = path.with_name(path.name + ".previous")
+def set_aside(path: Path, suffix: str) -> Path:
+    """Rename an existing folder to its name with `suffix`, replacing an older one there; returns the new path."""
+    aside = path.with_name(path.name + suffix)
     try:
-        if previous.exists():
-            shutil.rmtree(previous)
-        path.rename(previous)
+        if aside.exists():
+            shutil.rmtree(aside)
+        path.rename(aside)
     except OSError as error:
         raise _output_error(error, path) from None
-    return previous
+    return aside
 
 
 def remove_folder(path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fitcoach_tune import models, prepare, prepared_set
+from fitcoach_tune import models, prepare, prepared_set, run_folder
 from fitcoach_tune.config import Config
 from fitcoach_tune.console import SILENT, Console
 from fitcoach_tune.train import build, ensure_prepared, settle_dtype, settle_variation, with_data_settings
@@ -34,22 +34,25 @@ UTILISATION, COMPILE_SECONDS = 0.2, 90.0
 RECORD_SECONDS = 0.02
 
 
-def dry_run(config: Config, ui: Console = SILENT) -> dict[str, Any]:
+def dry_run(config: Config, ui: Console = SILENT, *, force: bool = False) -> dict[str, Any]:
     """Plan a run without writing anything but caches.
 
     One step is measured where the device is here. For a TPU that is not, the plan is estimated from shapes alone:
     neither weights nor torch_xla are needed.
 
     Returns:
-        Rows, steps, parameters, seconds, examples per second, and where a price per hour is given the price; measured,
-        with peak memory in bytes, or `estimated`, with what lies on each device in bytes, the FLOPs of a step, and the
-        assumptions.
+        Rows, steps, those of them that a checkpoint has behind it, parameters, seconds for the others, examples per
+        second, and where a price per hour is given the price; measured, with peak memory in bytes, or `estimated`, with
+        what lies on each device in bytes, the FLOPs of a step, and the assumptions.
 
     Raises:
-        FitcoachTuneError: what the run itself would raise before its first step.
+        FitcoachTuneError: what the run itself would raise before its first step, save for a checkpoint of another run
+            and a disk without room, which is found by writing.
     """
     from fitcoach_tune.backends import has_tpu
 
+    run_folder.check_wanted(config, force)
+    checkpoint = run_folder.find_checkpoint(Path(config.output_dir), config, force, ui)
     named = prepare.prepared_path(config)
     with tempfile.TemporaryDirectory(prefix="fitcoach-tune-") as scratch:
         prepared = ensure_prepared(config, ui, Path(scratch) / "set")
@@ -58,6 +61,8 @@ def dry_run(config: Config, ui: Console = SILENT) -> dict[str, Any]:
         prepared_set.check_base(prepared, base)
         absent = config.device == "tpu" and not has_tpu()
         found = _estimate(config, prepared, base, ui) if absent else _measure(config, prepared, base, ui)
+        done = min(checkpoint.snapshot.step, found["steps"]) if checkpoint else 0
+        found["training_seconds"] = round(found["training_seconds"] * (1 - done / found["steps"]), 1)
         seconds = found["compile_seconds"] + found["training_seconds"]
         price = None if config.price_per_hour is None else round(config.price_per_hour * seconds / 3600, 4)
         return {
@@ -67,6 +72,7 @@ def dry_run(config: Config, ui: Console = SILENT) -> dict[str, Any]:
             "output_dir": config.output_dir,
             "rows": {"train": len(prepared.train), "test": len(prepared.test)},
             "prefix_tokens": len(prepared.prefix),
+            "steps_done": done,
             **found,
             "price": price,
         }
@@ -88,7 +94,7 @@ def _measure(config: Config, prepared: PreparedSet, base: Base, ui: Console) -> 
         trainer, parameters = build(config, prepared, base, backend)
         ui.note("measuring one step")
         trainer.step(0, update=False)  # what is set up once is paid here
-        measured = trainer.step(min(1, trainer.plan.steps - 1), update=False)
+        measured = trainer.step(0, update=False)  # not the next one, which may be an epoch's last and have fewer rows
     finally:
         backend.close()
     plan, speed = trainer.plan, measured.examples_per_second
@@ -181,14 +187,7 @@ def _without_weights(base: Base, config: Config) -> PreTrainedModel:
     from fitcoach_tune.training import adapter
 
     model = models.load_model(base, config.dtype, weights=False)
-    adapter.attach(
-        model,
-        rank=config.lora_r,
-        alpha=config.lora_alpha,
-        dropout=config.lora_dropout,
-        target_modules=list(config.target_modules),
-        seed=config.seed,
-    )
+    adapter.attach_configured(model, config)
     layers_to_wrap(model, config.transformer_layer_cls_to_wrap)  # a wrong name is worth knowing before a TPU is rented
     return model
 
@@ -253,7 +252,8 @@ def _rows(plan: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "rows", f"{plan['rows']['train']} to train on, {plan['rows']['test']} held out"
     yield "shared prefix", f"{plan['prefix_tokens']} tokens, computed once a step"
     yield "trained parameters", f"{plan['trainable_parameters']:,}"
-    yield "steps", f"{plan['steps']} of {plan['batch_size']} rows ({plan['epochs']:g} epochs)"
+    behind = f", {plan['steps_done']} of them done" * bool(plan["steps_done"])
+    yield "steps", f"{plan['steps']} of {plan['batch_size']} rows ({plan['epochs']:g} epochs){behind}"
     yield from _estimated_rows(plan) if plan["estimated"] else _measured_rows(plan)
     if plan["price"] is not None:
         yield "price", f"${plan['price']:.2f}"

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fitcoach_tune import __version__, dataset, files, functiongemma, interrupts, models, rendering, splits
-from fitcoach_tune.config import Config
+from fitcoach_tune.config import Config, flag
 from fitcoach_tune.console import SILENT, Console
 from fitcoach_tune.dataset import Example
 from fitcoach_tune.errors import ConfigError, OutputError
 from fitcoach_tune.prepared_rows import examples_in, make_rows, save_examples
-from fitcoach_tune.prepared_set import FORMAT, MANIFEST, PreparedSet, open_set, versions
+from fitcoach_tune.prepared_set import FORMAT, MANIFEST, PreparedSet, is_set, open_set, versions
 from fitcoach_tune.prepared_set_writer import Spool, write_set
+
+DATA_SETTINGS = ("dataset", "revision", "tools", "max_length", "excess_length", "test_size", "split")
+"""What decides which rows a set has."""
 
 
 def prepared_path(config: Config) -> Path:
@@ -43,7 +47,7 @@ def prepare(config: Config, ui: Console = SILENT, target: Path | None = None) ->
         DataError, AccessError, ConfigError, OutputError: see the functions that this calls.
     """
     target = target or prepared_path(config)
-    if target.exists() and not (target / MANIFEST).is_file() and (not target.is_dir() or any(target.iterdir())):
+    if target.exists() and not is_set(target) and (not target.is_dir() or any(target.iterdir())):
         raise OutputError("it exists and is not a prepared set", where=str(target), hint="choose another --output-dir")
     ui.note(f"reading {config.dataset}")
     interrupts.ready_pyarrow()
@@ -100,12 +104,42 @@ def prepare(config: Config, ui: Console = SILENT, target: Path | None = None) ->
 
 def is_current(prepared: PreparedSet, config: Config) -> bool:
     """Whether preparing again would read the same rows and tools with the same program. The Hub is not asked."""
-    manifest, path = prepared.manifest, Path(config.dataset)
-    if manifest["versions"]["fitcoach_tune"] != __version__ or path.is_dir():
+    manifest = prepared.manifest
+    if manifest["versions"]["fitcoach_tune"] != __version__ or Path(config.dataset).is_dir():
         return False
-    if path.is_file() and dataset.file_hash(path) != manifest["source"]["sha256"]:
+    if manifest["settings"]["dataset"] != config.dataset or rows_have_changed(prepared):
         return False
     return manifest["source"]["tools_sha256"] == _tools_hash(dataset.read_tools(config.tools) if config.tools else None)
+
+
+def rows_have_changed(prepared: PreparedSet) -> bool:
+    """Whether the file that a set was made from is there, and has other rows now."""
+    path = Path(prepared.manifest["settings"]["dataset"])
+    return path.is_file() and dataset.file_hash(path) != prepared.manifest["source"]["sha256"]
+
+
+def check_asked(config: Config, given: Mapping[str, Any]) -> None:
+    """Refuse settings of the data that somebody asks for, where the named set was made with others.
+
+    Args:
+        given: what was asked for by setting name; None if nothing was.
+
+    Raises:
+        ConfigError: says which differ.
+        MismatchError: the set is damaged.
+    """
+    path = prepared_path(config)
+    if config.data is None or not (path / MANIFEST).is_file():
+        return
+    made = open_set(path).manifest["settings"]
+    asked = [name for name in DATA_SETTINGS if given.get(name) is not None and made[name] != getattr(config, name)]
+    if asked:
+        raise ConfigError(
+            f"the prepared set {path} was made otherwise",
+            where=", ".join(map(flag, asked)),
+            details=[f"{flag(name)} {getattr(config, name)}, and it has {made[name]}" for name in asked],
+            hint="name another --data, where a set is made with these, or leave them out",
+        )
 
 
 def _tools_hash(tools: list[dict] | None) -> str | None:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 FORMAT = 2
 MANIFEST = "manifest.json"
 TEMPLATE, TOOLSETS = "chat_template.jinja", "toolsets.json"
-_FILES = {TEMPLATE, TOOLSETS, "train.arrow", "test.arrow"}
+_TRAIN = "train.arrow"
+_FILES = {TEMPLATE, TOOLSETS, _TRAIN, "test.arrow"}
 _TEXT = Maybe(str, missing=False)
 _FORM = {
     "versions": {"fitcoach_tune": str},
@@ -46,6 +47,14 @@ _FORM = {
     **dict.fromkeys(("data_sha256", "tools_sha256", "template_sha256"), str),
 }  # fmt: skip
 _WHAT = "a prepared set"
+
+
+def is_set(path: Path) -> bool:
+    """Is this a prepared set, whole or damaged, and nothing else? What is may be replaced."""
+    if not path.is_dir():
+        return False
+    names = {file.name for file in path.iterdir() if not file.name.startswith(".")}
+    return {MANIFEST, _TRAIN} <= names <= {MANIFEST, *_FILES}
 
 
 @dataclass(frozen=True)

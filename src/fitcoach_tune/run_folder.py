@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import shlex
 from datetime import UTC, datetime
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fitcoach_tune import files, models, prepared_set, reading, runs
 from fitcoach_tune.config import Config
 from fitcoach_tune.console import Console
-from fitcoach_tune.errors import OutputError
+from fitcoach_tune.errors import ConfigError, OutputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,10 +27,29 @@ if TYPE_CHECKING:
 METRICS_NAME = "metrics.jsonl"
 CONFIG_NAME = "config.resolved.yaml"
 CHECKPOINTS = "checkpoints"
+README_NAME, PLOT_NAME = "README.md", "loss.png"
+_FILES = {*runs.OWN_FILES, METRICS_NAME, CONFIG_NAME, README_NAME, PLOT_NAME} - {runs.RUN_NAME}
 _FORMAT = 1
 
 
 # ------------------------------------------------------------------------------------------------ before training
+
+
+def check_wanted(config: Config, force: bool) -> None:
+    """Refuse what can be seen not to end well before anything is loaded.
+
+    Raises:
+        ConfigError: `force` and a checkpoint to go on with, or a tracker that is not installed.
+        OutputError: see `check_free`.
+    """
+    from fitcoach_tune.training.report import check_tracker
+
+    if force and config.resume_from_checkpoint:
+        raise ConfigError(
+            "one starts anew and the other goes on", where="--force, --resume-from-checkpoint", hint="give one of them"
+        )
+    check_tracker(config)
+    check_free(Path(config.output_dir), force)
 
 
 def check_free(output: Path, force: bool) -> None:
@@ -44,6 +64,8 @@ def check_free(output: Path, force: bool) -> None:
             where=f"--output-dir {output}",
             hint="choose another --output-dir, or --force to train anew (the old run is kept as .previous)",
         )
+    if force and output.name in ("", ".."):
+        raise OutputError("it cannot step aside under this name", where=f"--output-dir {output}", hint="give its own")
     if not output.exists():
         return
     ours = (runs.RUN_NAME, METRICS_NAME, CONFIG_NAME, CHECKPOINTS)
@@ -88,7 +110,7 @@ def find_checkpoint(output: Path, config: Config, force: bool, ui: Console) -> C
         raise OutputError(
             "a run that is not finished is there" + f", with a checkpoint of step {max(steps or [0])}" * bool(steps),
             where=f"--output-dir {output}",
-            hint=f"{goes_on}--force trains anew (the old run is kept as .previous)",
+            hint=f"{goes_on}--force trains anew (what is there is kept beside it)",
         )
     return found
 
@@ -128,11 +150,16 @@ def limit(config: Config) -> int:
 
 
 def begin(output: Path, lock: files.FolderLock, ui: Console) -> None:
-    """Make room for a run that begins; one that is there steps aside, now that this one is about to train."""
-    if (output / runs.RUN_NAME).exists() or has_begun(output):
-        previous = files.set_aside(output)
-        lock.follow(previous)
-        ui.note(f"the run that was there is kept as {previous}")
+    """Make room for a run that begins; one that is there steps aside, now that this one is about to train.
+
+    It takes the place of the one that stepped aside before; but a run that was not finished never that of one that was.
+    """
+    is_finished = (output / runs.RUN_NAME).exists()
+    if is_finished or has_begun(output):
+        kept = output.with_name(output.name + runs.PREVIOUS) / runs.RUN_NAME
+        aside = files.set_aside(output, runs.PREVIOUS if is_finished or not kept.exists() else runs.UNFINISHED)
+        lock.follow(aside)
+        ui.note(f"the run that was there is kept as {aside}")
 
 
 # ------------------------------------------------------------------------------------------------ after training
@@ -173,7 +200,7 @@ def save(
     models.copy_tokenizer(base.path, output, prepared.chat_template)
     if prompt := prepared.common_prompt():
         files.write_atomic(output / runs.PROMPT_NAME, files.to_json(prompt))
-    report.plot_losses(history, output / "loss.png")
+    report.plot_losses(history, output / PLOT_NAME)
 
 
 def describe(config: Config, batch_size: int, prepared: PreparedSet, base: Base, backend: Backend) -> dict[str, Any]:
@@ -242,12 +269,12 @@ def finish(output: Path, record: dict[str, Any], seconds: dict[str, float], conf
     record["seconds"] = seconds | {"total": round(total, 3)}
     if config.price_per_hour is not None:
         record["price"] = {"per_hour": config.price_per_hour, "total": round(config.price_per_hour * total / 3600, 4)}
-    files.write_atomic(output / "README.md", run_readme(record))
+    named = output / runs.PROMPT_NAME
+    prompt = json.loads(named.read_bytes()) if named.is_file() else None
+    files.write_atomic(output / README_NAME, run_readme(record, prompt))
     record["files"] = {
-        file.name: files.sha256_file(file)
-        for file in sorted(output.iterdir())
-        if file.is_file() and file.name[0] != "."
-    }
+        name: files.sha256_file(output / name) for name in sorted(_FILES) if (output / name).is_file()
+    }  # and nothing that somebody else has put there, such as a log of this very command
     files.write_atomic(output / runs.RUN_NAME, files.to_json(record))
     if config.save_total_limit is None:
         files.remove_folder(output / CHECKPOINTS)

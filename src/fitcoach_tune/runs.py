@@ -15,7 +15,9 @@ from fitcoach_tune.training.names import CONFIG_NAME, WEIGHTS_NAME
 RUN_NAME = "run.json"
 PROMPT_NAME = "prompt.json"
 RUNS_FOLDER = Path("output")
-_OWN_FILES = (CONFIG_NAME, WEIGHTS_NAME, RUN_NAME, PROMPT_NAME, *models.TOKENIZER_FILES, models.TEMPLATE_NAME)
+PREVIOUS, UNFINISHED = ".previous", ".unfinished"
+"""What the name of a run ends in that made room for another one."""
+OWN_FILES = (CONFIG_NAME, WEIGHTS_NAME, RUN_NAME, PROMPT_NAME, *models.TOKENIZER_FILES, models.TEMPLATE_NAME)
 _DTYPES = ("bf16", "fp32")
 # Of run.json, what more than its readers' own messages depend on.
 _RECORD = {
@@ -108,13 +110,13 @@ def open_run(name: str, option: str = "--adapter") -> Run:
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise AccessError("no such folder", where=f"{option} {name}", hint="train first, or name a finished run")
         repo_id, _, revision = name.partition("@")
-        path = hub.download(repo_id, revision or None, _OWN_FILES, what="adapter")
+        path = hub.download(repo_id, revision or None, OWN_FILES, what="adapter")
         commit = path.name
     if not (path / CONFIG_NAME).is_file() or not (path / WEIGHTS_NAME).is_file():
         raise MismatchError(
             "this folder holds no finished adapter", where=str(path), hint="train to the end, or name another folder"
         )
-    for file in filter(lambda file: (path / file).exists(), _OWN_FILES):
+    for file in filter(lambda file: (path / file).exists(), OWN_FILES):
         reading.check_own(path / file, "an adapter")
     reading.read_json(path / CONFIG_NAME, "an adapter", {})
     record = _read_record(path / RUN_NAME) if (path / RUN_NAME).is_file() else {}
@@ -156,7 +158,7 @@ def newest_run(folder: Path = RUNS_FOLDER) -> str:
     Raises:
         AccessError: there is none.
     """
-    found = [file for file in folder.glob(f"*/{RUN_NAME}") if not file.parent.name.endswith(".previous")]
+    found = [file for file in folder.glob(f"*/{RUN_NAME}") if not file.parent.name.endswith(PREVIOUS)]
     if not found:
         raise AccessError("there is no finished run here", where=str(folder), hint="train first, or give --adapter")
     return str(max(found, key=lambda file: file.stat().st_mtime_ns).parent)

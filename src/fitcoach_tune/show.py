@@ -19,12 +19,13 @@ _SHARED, _PROMPT, _TRAINED = "dim cyan", "white", "bold green"
 def show_rows(prepared: PreparedSet, tokenizer: AnyTokenizer, count: int) -> list[RenderableType]:
     """For each of the first `count` training rows a rule with its origin, the coloured text, and the count in words."""
     from rich.rule import Rule
+    from rich.text import Text
 
     prefix = prepared.manifest["prefix"]["tokens"]
     parts: list[RenderableType] = []
     for i in range(min(count, len(prepared.train))):
         row = prepared.train[i]
-        title = Rule(prepared.train.example(i).origin, align="left", style="dim")
+        title = Rule(Text(prepared.train.example(i).origin), align="left", style="dim")
         parts += [title, _paint(row, prefix, tokenizer), _in_words(row, prefix), ""]
     return parts
 

@@ -59,6 +59,8 @@ class Facts:
     def __init__(self) -> None:
         self.texts: list[str] = []
         """What the user says, normalised."""
+        self.openings = array("q")
+        """A hash of what the user says first, of this process."""
         self.labels = array("i")
         """The number of each row's label."""
         self.answers = array("q")
@@ -75,6 +77,7 @@ class Facts:
         numbers = [self._numbers.setdefault(name, len(self._numbers)) for name in more._numbers]
         self.labels.extend(numbers[number] for number in more.labels)
         self.texts += more.texts
+        self.openings += more.openings
         self.answers += more.answers
         self.toolsets += more.toolsets
 
@@ -84,7 +87,10 @@ class Facts:
         answer = name = label(calls)
         if any(call.arguments for call in calls):
             answer = json.dumps([[call.name, call.arguments] for call in calls], sort_keys=True)
-        self.texts.append(normalise(question(example)))
+        said = [str(m["content"]) for m in example.messages if m["role"] == "user"]
+        text = normalise(question(example))
+        self.texts.append(text)
+        self.openings.append(hash(text if len(said) < 2 else normalise(said[0])))
         self.labels.append(self._numbers.setdefault(name, len(self._numbers)))
         self.answers.append(hash(answer))
         self.toolsets.append(toolset)
@@ -144,6 +150,13 @@ def _join(roots: np.ndarray, left: np.ndarray, right: np.ndarray) -> None:
             roots[:] = further
         is_apart = roots[left] != roots[right]
         left, right = left[is_apart], right[is_apart]
+
+
+def _join_openings(groups: np.ndarray, openings: np.ndarray) -> None:
+    """Join the groups, int64 [N], of rows that open alike: the first answer of one is asked of the other, too."""
+    order = np.argsort(openings, kind="stable")
+    places = np.flatnonzero(openings[order][1:] == openings[order][:-1])
+    _join(groups, order[places], order[places + 1])
 
 
 def _candidates(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -209,13 +222,15 @@ def split_facts(
 ) -> tuple[tuple[np.ndarray, np.ndarray], dict[str, Any]]:
     """`split` of rows that are not in memory; `example` gives one by its number, of which the report quotes a few."""
     texts, groups = _group(rows.texts)
+    distinct = len(np.unique(texts))
+    near = distinct - len(np.unique(groups))
+    _join_openings(groups, np.array(rows.openings))
     parts = _random(len(rows), test_size, seed) if kind == "random" else _grouped(groups, rows.labels, test_size, seed)
     conflicts = _conflicts(texts, np.array(rows.toolsets), np.array(rows.answers))
-    distinct = len(np.unique(texts))
     return parts, {
         "kind": kind,
         "duplicates": len(rows) - distinct,
-        "near_duplicates": distinct - len(np.unique(groups)),
+        "near_duplicates": near,
         "conflicts": len(conflicts),
         "conflicting": [_described([example(row) for row in found[:_NAMED]]) for found in conflicts[:_LISTED]],
         "groups_on_both_sides": len(np.intersect1d(groups[parts[0]], groups[parts[1]])),
@@ -233,7 +248,7 @@ def _random(rows: int, test_size: float, seed: int) -> tuple[np.ndarray, np.ndar
 
 
 def _grouped(groups: np.ndarray, labels: Sequence[int], test_size: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Whole groups go to the test side in shuffled order while their label still lacks held-out rows.
+    """Whole groups go to the test side in shuffled order while their labels still lack held-out rows.
 
     At least one row of each label is left to train on.
     """
@@ -245,10 +260,11 @@ def _grouped(groups: np.ndarray, labels: Sequence[int], test_size: float, seed: 
     held_out: list[int] = []
     for start, end in zip(starts[order].tolist(), ends[order].tolist(), strict=True):
         rows = members[start:end].tolist()
-        name = Counter(labels[row] for row in rows).most_common(1)[0][0] if len(rows) > 1 else labels[rows[0]]
-        if len(rows) <= wanted[name]:
+        counts = Counter(labels[row] for row in rows)
+        if all(count <= wanted[name] for name, count in counts.items()):
             held_out += rows
-            wanted[name] -= len(rows)
+            for name, count in counts.items():
+                wanted[name] -= count
     test = np.array(sorted(held_out), dtype=np.int64)
     return np.setdiff1d(np.arange(len(labels)), test), test
 

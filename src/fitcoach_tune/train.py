@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fitcoach_tune import files, models, prepare, prepared_set, run_folder, runs
 from fitcoach_tune.config import Config
 from fitcoach_tune.console import SILENT, Console
-from fitcoach_tune.errors import ConfigError, DataError, MismatchError, StoppedError
+from fitcoach_tune.errors import DataError, MismatchError, StoppedError
 from fitcoach_tune.session import Session
 from fitcoach_tune.training.signals import StopSignals
 
@@ -54,11 +54,7 @@ def train(config: Config, *, force: bool = False, ui: Console = SILENT) -> runs.
     from fitcoach_tune.backends import make_backend
 
     output = Path(config.output_dir)
-    if force and config.resume_from_checkpoint:
-        raise ConfigError(
-            "one starts anew and the other goes on", where="--force, --resume-from-checkpoint", hint="give one of them"
-        )
-    run_folder.check_free(output, force)
+    run_folder.check_wanted(config, force)
     backend = make_backend(config.device, config.num_devices)
     if backend.rank:
         ui = SILENT
@@ -81,7 +77,7 @@ def _train(
     config = config.model_copy(update={"resume_from_checkpoint": None})  # which is of this process, not of the run
     with clock.phase("prepare"):
         with backend.first_process_first():
-            prepared = ensure_prepared(config, ui)
+            prepared = ensure_prepared(config, ui, again=not backend.rank)
             base = models.resolve(config.model, config.model_revision, ui)
         config = settle_dtype(config, backend, found.state["run"]["config"].get("dtype") if found else None, ui)
         config = settle_variation(with_data_settings(config, prepared), prepared, backend, ui)
@@ -101,8 +97,9 @@ def _train(
             session.train(signals.stopping)
         clock.seconds["train"] = round(session.seconds(), 3)  # that before the checkpoint included
         if not trainer.finished:
+            by, done = signals.name or "a signal to another process", len(trainer.history)
             raise StoppedError(
-                f"stopped by {signals.name} after step {len(trainer.history)} of {trainer.plan.steps}, and saved",
+                f"stopped by {by} after step {done} of {trainer.plan.steps}, and saved",
                 where=str(output),
                 hint=run_folder.resume_command(config, 1 if backend.compiled else backend.world_size),
             )
@@ -179,29 +176,36 @@ def _check_agreement(trainer: Trainer) -> None:
 # ------------------------------------------------------------------------------------------------ building blocks
 
 
-def ensure_prepared(config: Config, ui: Console = SILENT, scratch: Path | None = None) -> PreparedSet:
-    """The configured prepared set; made first if it is not there, or if the rows' file has changed since.
+def ensure_prepared(
+    config: Config, ui: Console = SILENT, scratch: Path | None = None, *, again: bool = True
+) -> PreparedSet:
+    """The configured prepared set, made first if it is not there. One that nobody has named is made again if the rows
+    have changed since; of a named one that is said.
 
     Args:
         scratch: where to make it instead, so that what is there stays as it is.
+        again: False where another process has seen to it that it is as it should be.
     """
     path = prepare.prepared_path(config)
     target = scratch or path
     if not (path / prepared_set.MANIFEST).is_file():
         return prepare.prepare(config, ui, target)
     prepared = prepared_set.open_set(path)
-    if config.data is None and not prepare.is_current(prepared, config):
-        ui.note(f"{config.dataset} or its tools have changed since they were prepared")
+    if again and config.data is None and not prepare.is_current(prepared, config):
+        ui.note(f"preparing {config.dataset} again: it, its tools or this program may have changed")
         return prepare.prepare(config, ui, target)
-    ui.note(f"using the prepared set {path}")
+    source = prepared.manifest["source"]["name"]
+    ui.note(f"using the prepared set {path}, made from {source}")
+    if again and prepare.rows_have_changed(prepared):
+        ui.warn(f"{source} has changed since then; to train on its rows of now, prepare them again")
     return prepared
 
 
 def with_data_settings(config: Config, prepared: PreparedSet) -> Config:
     """The configuration with the settings that the prepared set was really made with."""
     settings = prepared.manifest["settings"]
-    shape = ("dataset", "revision", "tools", "max_length", "excess_length", "test_size", "split")
-    return config.model_copy(update={name: settings[name] for name in shape} | {"data": str(prepared.path)})
+    update = {name: settings[name] for name in prepare.DATA_SETTINGS} | {"data": str(prepared.path)}
+    return config.model_copy(update=update)
 
 
 def build(
@@ -218,14 +222,7 @@ def build(
     if not len(prepared.train):
         raise DataError("the prepared set has no training rows", where=str(prepared.path))
     model = models.load_model(base, config.dtype)
-    parameters = adapter.attach(
-        model,
-        rank=config.lora_r,
-        alpha=config.lora_alpha,
-        dropout=config.lora_dropout,
-        target_modules=list(config.target_modules),
-        seed=config.seed,
-    )
+    parameters = adapter.attach_configured(model, config)
     data = TrainingData(
         prepared.train,
         prepared.test,
@@ -263,7 +260,7 @@ def settle_variation(config: Config, prepared: PreparedSet, backend: Backend, ui
         return config
     if backend.compiled:
         why = "prompts have one length on this device"
-    elif all(called_functions(prepared.train.example(i)) for i in range(len(prepared.train))):
+    elif all(any(called_functions(prepared.train.example(i))) for i in range(len(prepared.train))):
         why = "no row that is answered in words shows how to refuse"
     else:
         return config
@@ -283,9 +280,13 @@ def make_variation(config: Config, prepared: PreparedSet) -> Variation | None:
     return Variation(config.seed, config.shuffle_tools, config.tool_dropout, names, calls, refusal)
 
 
-def called_functions(example: Example) -> frozenset[str]:
-    """The names of all functions that a conversation calls."""
-    return frozenset(call["function"]["name"] for message in example.messages for call in message.get("tool_calls", ()))
+def called_functions(example: Example) -> tuple[frozenset[str], ...]:
+    """The names of the functions that each answer of a conversation calls."""
+    return tuple(
+        frozenset(call["function"]["name"] for call in message.get("tool_calls", ()))
+        for message in example.messages
+        if message["role"] == "assistant"
+    )
 
 
 def describe_plan(config: Config, prepared: PreparedSet, trainer: Trainer, parameters: int) -> str:

@@ -415,7 +415,10 @@ def test_rows_that_were_trained_on_are_called_that(program, taught):
     done = program("--adapter", "run", "--data", "rows.jsonl", "--baseline", "none", "--unconstrained", "--json")
     assert done.exit_code == 0, done.stderr
     assert "the adapter was trained on a part of these rows" in done.stderr
-    assert json.loads(done.stdout)["sets"][0]["n"] == 21
+    results = json.loads(done.stdout)
+    assert results["sets"][0]["n"] == 21
+    record = json.loads((taught / "run/run.json").read_text())
+    assert results["data"]["source_sha256"] == record["data"]["source"]["sha256"]
 
 
 def test_every_answer_of_a_conversation_is_asked(program, taught, tmp_path):

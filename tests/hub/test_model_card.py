@@ -107,6 +107,9 @@ KINDS = {
     "hard": with_(results={"sets": [MAIN, HARD]}),
     "other-data": with_(results={"data": {"name": "other.jsonl", "split": "all", "sha256": "0" * 64}}),
     "trained-on": with_(results={"data": RESULTS["data"] | {"split": "all"}}),
+    "trained-on-file": with_(results={"data": {"name": "all.jsonl", "split": "all", "sha256": "e" * 64}}),
+    "trained-on-split-anew": with_(results={"data": RESULTS["data"] | {"sha256": "0" * 64, "source_sha256": "e" * 64}}),
+    "constrained": with_(results={"settings": RESULTS["settings"] | {"constrained": True}}),
     "random-split": with_(config={"split": "random"}),
     "no-baseline": with_(results={"sets": [MAIN | {"models": MAIN["models"][1:], "comparison": None}]}),
     "no-mistake": with_(
@@ -205,6 +208,9 @@ def test_the_metadata():
     ("hard", ["| Typing errors | 126 | 0.0% (0.0% to 3.0%) | 91.3% (85.0% to 95.1%) |"]),
     ("other-data", ["126 questions of other data: `other.jsonl`."]),
     ("trained-on", ["**some of which it was trained on: this flatters it.**"]),
+    ("trained-on-file", ["**some of which it was trained on: this flatters it.**", "(rows of the training data)"]),
+    ("trained-on-split-anew", ["**some of which it was trained on: this flatters it.**"]),
+    ("constrained", ["on TPU v5 lite, held to valid calls of the declared functions", "constrained: true"]),
     ("random-split", ["though near-duplicates of them may be among its training rows", "held out (drawn at random)"]),
     ("no-mistake", ["None was seen in 126 questions, which a rate of up to 3.0% would make no surprise."]),
 ])  # fmt: skip
@@ -220,7 +226,7 @@ def test_what_it_says(kind, parts):
     ("hard", ["were not measured", "was not measured"]),
     ("no-baseline", ["McNemar", "untuned"]),
     ("unevaluated", ["model-index", "results.json"]),
-    ("hub", ["**not evaluated**", "flatters"]),
+    ("hub", ["**not evaluated**", "flatters", "held to valid", "constrained: true"]),
 ])  # fmt: skip
 def test_what_it_does_not_say(kind, absent):
     card = model_card(KINDS[kind])

@@ -161,9 +161,13 @@ def test_the_newest_evaluation_of_rows_it_was_not_trained_on(run):
     evaluation("other-all", "2999-01-01T00:00:00+00:00", name="other.jsonl", split="all", sha256="0" * 64)
     assert selection.newest_results(opened)["data"]["name"] == "other.jsonl"
     evaluation("train", "3000-01-01T00:00:00+00:00", split="train")
+    source = opened.record["data"]["source"]["sha256"]
+    evaluation("rows-all", "3001-01-01T00:00:00+00:00", name="rows.jsonl", split="all", sha256=source)
+    evaluation("anew", "3002-01-01T00:00:00+00:00", name="other-split", sha256="0" * 64, source_sha256=source)
     assert selection.newest_results(opened)["data"]["name"] == "other.jsonl"
     shutil.rmtree(run / "eval/test")
-    shutil.rmtree(run / "eval/other-all")
+    for seen in ("other-all", "rows-all", "anew"):
+        shutil.rmtree(run / "eval" / seen)
     assert selection.newest_results(opened)["data"]["split"] == "train"
 
 

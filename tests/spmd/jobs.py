@@ -41,12 +41,18 @@ RUNS = {
 
 
 def make_trainer(
-    backend: Any, settings: dict, rows: int = ROWS, prefix: int = 12, model: Any = None, start: Any = None
+    backend: Any,
+    settings: dict,
+    rows: int = ROWS,
+    prefix: int = 12,
+    model: Any = None,
+    start: Any = None,
+    held_out: int = HELD_OUT,
 ) -> Trainer:
     devices = backend.groups * backend.world_size
     sizes = {"per_device_train_batch_size": MICRO // devices, "per_device_eval_batch_size": MICRO // devices}
     config = Config(**{**BASE, "gradient_accumulation_steps": 1, **sizes, **settings})
-    head, made = make_rows(np.random.default_rng(7), prefix, rows=rows + HELD_OUT)
+    head, made = make_rows(np.random.default_rng(7), prefix, rows=rows + held_out)
     model = model or tiny_gemma()
     adapter.attach(
         model,
@@ -201,6 +207,14 @@ def not_finite(backend: Any) -> tuple[dict, dict]:
 RESUMED = {"max_steps": 5, "save_steps": 3, "xla_fsdp_grad_ckpt": False}
 
 
+def unwatched(backend: Any) -> tuple[dict, dict]:
+    """No row held out and no checkpoint: nothing but the end of the run asks for the last step's values."""
+    trainer = make_trainer(backend, {"max_steps": 3, "save_steps": 0}, held_out=0)
+    seen = []
+    trainer.run(lambda metrics: seen.append(metrics.step))
+    return {"seen": seen, "finished": trainer.finished}, {}
+
+
 def with_snapshot(trainer: Trainer) -> tuple[list[dict], list[int], Any]:
     """Train to the end; the metrics without speeds, how often each step compiled, and the snapshot after step 3."""
     compiled, taken, send = [], {}, trainer.send
@@ -251,7 +265,10 @@ def cached(backend: Any) -> tuple[dict, dict]:
     return {name: metrics.counter_value(name) or 0 for name in names}, {}
 
 
-OTHERS = {job.__name__: job for job in (long_prefix, bf16, dropout, shardings, recompile, not_finite, resumed, cached)}
+OTHERS = {
+    job.__name__: job
+    for job in (long_prefix, bf16, dropout, shardings, recompile, not_finite, resumed, cached, unwatched)
+}
 
 
 def do(job: str, backend: Any) -> tuple[dict, dict]:

@@ -17,7 +17,7 @@ from tests.spmd import jobs
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("torch_xla"), reason="torch_xla is not installed")
 ROOT = Path(__file__).parents[2]
-EIGHT = [*jobs.RUNS, "long_prefix", "bf16", "dropout", "shardings", "recompile", "not_finite", "resumed"]
+EIGHT = [*jobs.RUNS, "long_prefix", "bf16", "dropout", "shardings", "recompile", "not_finite", "resumed", "unwatched"]
 ONE = ["adamw", "adafactor-accumulated", "long_prefix"]
 
 
@@ -82,6 +82,10 @@ def test_no_step_reads_the_device(xla, job, devices):
     """Values are read after a step was sent, and while the next one is computed."""
     reads = xla(job, devices)["reads"]
     assert reads == [0] * len(reads)
+
+
+def test_the_last_step_is_read_where_nothing_asks_for_it(xla):
+    assert xla("unwatched") == {"seen": [1, 2, 3], "finished": True}
 
 
 def test_dropout_is_drawn_from_the_seed(xla):

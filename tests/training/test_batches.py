@@ -149,6 +149,12 @@ def test_a_row_alone_is_all_prefix() -> None:
     assert batch.prefix == 5
 
 
+def test_a_row_alone_has_the_prefix_of_its_step() -> None:
+    """In which the tools may stand in another order than in the row."""
+    batch = pack(ROWS, np.array([0]), PREFIX[::-1].copy(), groups=1)
+    check(batch, [[7, 2, 10, 11, 12]], [[3, 4]], [[12, 13]], [[1, 1]], ())
+
+
 @given(
     widths=st.lists(st.integers(1, 60), min_size=1, max_size=30),
     prefix=st.integers(0, 40),

@@ -95,6 +95,34 @@ def test_what_calls_a_tool_that_is_left_out_refuses(rows, prefix, tokenizer, shu
     assert len(hidden) > 3
 
 
+def test_a_conversation_refuses_where_it_calls_what_is_left_out(tokenizer) -> None:
+    """The answers before that stay; so does one that calls nothing that is missing."""
+    first = examples()[0].messages
+    turn = [{"role": "tool", "name": "get_steps", "content": {"steps": 9}}, {"role": "assistant", "content": "Nine."}]
+    second = examples()[1].messages[1:]
+    talk = Example([*first, *turn, *second], fitness.tools(), "here")
+    rows = list(tokenize([talk, *examples()], tokenizer))
+    calls = [called_functions(talk), *(called_functions(example) for example in examples())]
+    refusal = common_refusal(rows, calls)
+    prefix = rows[0].input_ids[: common_prefix(rows)]
+    made = Variation(1, False, 0.999, NAMES, calls, refusal)
+    kept = {}
+    for step in range(40):
+        seen, head = made.view(step, rows, prefix)
+        (without,) = [n for n in NAMES if f"declaration:{n}{{" not in tokenizer.decode(head)]
+        row, shift = seen[0], len(head) - len(prefix)
+        answers = [tokenizer.decode(row.input_ids[start:end]) for start, end in row.spans]
+        originals = [tokenizer.decode(rows[0].input_ids[start:end]) for start, end in rows[0].spans]
+        assert all(start > shift for start, _ in row.spans)
+        kept[without] = [answer == original for answer, original in zip(answers, originals, strict=False)]
+        if not all(kept[without]):
+            assert answers[-1] == tokenizer.decode(refusal)
+            assert row.spans[-1][1] == len(row.input_ids)
+    assert kept["get_steps"] == [False]
+    assert kept["get_sleeping_minutes"] == [True, True, False]
+    assert kept["get_heart_rate"] == [True, True, True]
+
+
 def test_a_tool_is_left_out_as_often_as_asked(rows, prefix) -> None:
     made = variation(rows, seed=5, shuffle=False, dropout=0.25)
     lengths = [len(made.view(step, rows, prefix)[1]) for step in range(2000)]

@@ -84,15 +84,14 @@ def _result(raw: dict, spot: str, due: list[tuple[object, str]]) -> dict:
 
 def _raw_calls(raw: dict, spot: str) -> list[tuple[str, object]]:
     """(place, call) of a message's calls: `tool_calls`, or the single `function_call` of OpenAI's first interface."""
-    name = "tool_calls" if raw.get("tool_calls") is not None else "function_call"
-    value = parse_cell(raw.get(name), f"{spot}.{name}")
-    if value is None:
-        return []
-    if name == "function_call":
-        return [(f"{spot}.{name}", value)]
-    if not isinstance(value, list):
-        raise Flaw(f"{spot}.{name}", f"must be a list of calls, not {kind(value)}")
-    return [(f"{spot}.{name}[{index}]", call) for index, call in enumerate(value)]
+    several, single = (parse_cell(raw.get(name), f"{spot}.{name}") for name in ("tool_calls", "function_call"))
+    if several and single is not None:
+        raise Flaw(f"{spot}.function_call", "there are tool_calls as well; keep one of the two")
+    if single is not None:
+        return [(f"{spot}.function_call", single)]
+    if several is not None and not isinstance(several, list):
+        raise Flaw(f"{spot}.tool_calls", f"must be a list of calls, not {kind(several)}")
+    return [(f"{spot}.tool_calls[{index}]", call) for index, call in enumerate(several or [])]
 
 
 def read_call(raw: object, spot: str) -> dict:

@@ -11,7 +11,7 @@ name is left over. Where that happens can be asked (`Guide.naming`, `Guide.names
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -42,7 +42,8 @@ _START, _END, _STOP, _ESCAPE, _END_OF_TURN = (
 )
 _CONTROL = frozenset(CONTROL_TOKENS.values())
 _CALL, _OPEN = b"call:", b"{"  # what a function's name stands between
-# A call is led to its end from this many tokens before the limit on, or from twice what the shortest calls need.
+# A call is led to its end from this many tokens before the limit on, or from twice what the shortest calls need and
+# the longest of the strings to choose from, which may have begun.
 _LEAST_REACH, _MOST_REACH = 32, 256
 # What llguidance may spend on a token before it gives up: about a second.
 _FUEL = 10_000_000
@@ -88,17 +89,18 @@ class Constraint:
     @cached_property
     def reach(self) -> int:
         """From how many tokens before the limit on a call is led to its end."""
-        longest = _LEAST_REACH
+        shortest = 0
         for opening in self.grammar.calls:
             guide = self.start()
             for token in (_START, *self.vocabulary.encode(opening)):
                 guide.advance(token)
-            longest = max(longest, 2 * len(guide.closing(_MOST_REACH) or ()))
-        return longest
+            shortest = max(shortest, len(guide.closing(_MOST_REACH) or ()))
+        begun = len(self.vocabulary.encode(self.grammar.choices[-1])) if self.grammar.choices else 0
+        return max(_LEAST_REACH, 2 * shortest + min(begun, _MOST_REACH))
 
     @cached_property
     def closers(self) -> list[list[int]]:
-        """Tokens that lead to the end of a call, the better ones first; in a string, only the last two do."""
+        """Tokens that lead to the end of a call outside of strings, the better ones first."""
         marks = [self.vocabulary.encode(mark) for mark in ("}", "]", ",", ":")]
         required = [self.vocabulary.encode(f"{key}:") for key in self.grammar.required]
         return [[_STOP], [_END], *marks, *required, [_ESCAPE], self.vocabulary.encode("0")]
@@ -213,11 +215,21 @@ class Guide:
         return guide.stopped or guide.closing(left - 1) is not None
 
     def _closer(self) -> list[int]:
-        closers = self._constraint.closers
-        for tokens in closers[-2:] if self._quoted else closers:  # inside a string a brace is a letter like any other
+        for tokens in self._closers_of_string() if self._quoted else self._constraint.closers:
             if self._matcher.validate_tokens(tokens) == len(tokens) and self._keys_behind(tokens) is not None:
                 return tokens
         return [int(self._allowed().argmax())]
+
+    def _closers_of_string(self) -> Iterator[list[int]]:
+        """Inside a string, where a brace is a letter like any other."""
+        known = self._constraint.vocabulary
+        yield [_ESCAPE]
+        said = known.text(self._piece)
+        for text in self._constraint.grammar.choices:
+            if (whole := text.encode()).startswith(said):
+                rest = whole[len(said) :]
+                yield [*(known.cut(self._piece, rest) or known.spelt(rest)), _ESCAPE]
+        yield known.encode("0")
 
     def copy(self) -> Guide:
         """The same state, which goes on by itself."""

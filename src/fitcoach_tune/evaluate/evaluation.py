@@ -333,7 +333,12 @@ def _finish(found: list[SetResult], baseline: str | None, asker: _Asker) -> Eval
             "base": asker.base.name,
             "sha256": asker.run.sha256,
         },
-        "data": {"name": asker.rows.name, "split": asker.rows.split, "sha256": asker.rows.sha256},
+        "data": {
+            "name": asker.rows.name,
+            "split": asker.rows.split,
+            "sha256": asker.rows.sha256,
+            "source_sha256": asker.rows.source_sha256,
+        },
         "settings": {
             "max_new_tokens": config.max_new_tokens,
             "batch_size": config.per_device_eval_batch_size,

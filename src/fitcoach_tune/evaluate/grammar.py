@@ -55,6 +55,7 @@ class Grammar:
         lark: the grammar.
         calls: for each tool, how its calls begin, up to the brace.
         required: the keys that some object must have, first those of objects that also take undeclared keys.
+        choices: the strings of which a value must be one, the shorter ones first.
         free: some object takes keys that are not declared, which the grammar cannot keep from coming twice.
         doubtful: (place, terminal) of those that may match nothing at all.
     """
@@ -62,6 +63,7 @@ class Grammar:
     lark: str
     calls: list[str]
     required: list[str]
+    choices: list[str]
     free: bool
     doubtful: list[tuple[str, str]]
 
@@ -93,7 +95,8 @@ def answer_grammar(tools: Sequence[dict]) -> Grammar:
         lark += f"call: <start_function_call> ({' | '.join(options)}) <end_function_call>\n"
     required = sorted(rules.required, key=lambda key: (not rules.required[key], key))
     openings = [f"call:{name}{{" for name in names]
-    return Grammar(lark + rules.text(), openings, required, rules.free, rules.doubtful)
+    choices = sorted(rules.choices, key=lambda text: (len(text.encode()), text))
+    return Grammar(lark + rules.text(), openings, required, choices, rules.free, rules.doubtful)
 
 
 @lru_cache(maxsize=10_000)
@@ -119,6 +122,7 @@ class _Rules:
     def __init__(self) -> None:
         self._names: dict[str, str] = {}
         self.required: dict[str, bool] = {}  # whether an object that must have the key takes others
+        self.choices: set[str] = set()
         self.free = False
         self.doubtful: list[tuple[str, str]] = []
 
@@ -186,14 +190,17 @@ class _Rules:
         usable = [v for v in choices if fits(v) and not functiongemma.call_problems(Call("f", {"v": v}))]
         if not usable:
             raise Inexpressible("no value fits", path)
-        strings = " | ".join(dict.fromkeys(self._bare(v, path) for v in usable if isinstance(v, str)))
-        options = [f"<escape> {self._terminal(strings)} <escape>"] if strings else []
+        strings = [v for v in usable if isinstance(v, str)]
+        self.choices.update(strings)
+        terminal = " | ".join(dict.fromkeys(self._bare(v, path) for v in strings))
+        options = [f"<escape> {self._terminal(terminal)} <escape>"] if strings else []
         options += dict.fromkeys(self._constant(v, path) for v in usable if not isinstance(v, str))
         return self._rule(" | ".join(options))
 
     def _constant(self, value: Any, path: str) -> str:
         """One value, made of the same terminals as any other of its kind."""
         if isinstance(value, str):
+            self.choices.add(value)
             return f"<escape> {self._bare(value, path)} <escape>"
         if isinstance(value, list):
             items = ' "," '.join(self._constant(item, path) for item in value)

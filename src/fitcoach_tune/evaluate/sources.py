@@ -29,13 +29,14 @@ class Rows:
     Attributes:
         name: of the prepared set's folder, or of the source.
         split: `test`, `train` or `all`.
-        sha256: of the data.
+        sha256: of the data; source_sha256: of what they were prepared from, if they were, else the same.
         chat_template: that they were prepared with; None if they were not.
     """
 
     name: str
     split: str
     sha256: str
+    source_sha256: str
     examples: list[Example]
     chat_template: str | None
 
@@ -55,7 +56,11 @@ def read_rows(run: runs.Run, data: str | None, split: str | None, ui: Console) -
     examples = [part.example(i) for part in parts for i in range(len(part))]
     if not examples:
         raise ConfigError("the split has no rows", where=f"--split {split}", hint="prepare with a larger --test-size")
-    return Rows(str(prepared.path), split, prepared.manifest["data_sha256"], examples, prepared.chat_template)
+    manifest = prepared.manifest
+    hashes = manifest["data_sha256"], manifest["source"]["sha256"]
+    if run.record and run.record["data"]["data_sha256"] != hashes[0]:
+        _warn_of_trained(run, hashes[1], ui)
+    return Rows(str(prepared.path), split, *hashes, examples, prepared.chat_template)
 
 
 def _read_source(run: runs.Run, data: str, split: str | None, ui: Console) -> Rows:
@@ -67,9 +72,13 @@ def _read_source(run: runs.Run, data: str, split: str | None, ui: Console) -> Ro
     dataset.validate(examples)
     for note in source.notes:
         ui.warn(note)
-    if source.sha256 == run.record.get("data", {"source": {}})["source"].get("sha256"):
+    _warn_of_trained(run, source.sha256, ui)
+    return Rows(data, "all", source.sha256, source.sha256, examples, None)
+
+
+def _warn_of_trained(run: runs.Run, source_sha256: str, ui: Console) -> None:
+    if source_sha256 == run.record.get("data", {"source": {}})["source"].get("sha256"):
         ui.warn("the adapter was trained on a part of these rows")
-    return Rows(data, "all", source.sha256, examples, None)
 
 
 def _matching_set(run: runs.Run, data: str | None) -> PreparedSet:

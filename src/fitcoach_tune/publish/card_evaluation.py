@@ -59,10 +59,10 @@ def evaluation(record: dict[str, Any], results: dict[str, Any] | None) -> str:
 
 def _rows(record: dict[str, Any], results: dict[str, Any]) -> str:
     data, source, n = results["data"], record["data"]["source"]["name"], results["sets"][0]["n"]
+    if knows_rows(record, results):
+        return f"It was asked {n} questions of `{source}`, **some of which it was trained on: this flatters it.**"
     if not _is_own(record, results):
         return f"It was asked {n} questions of other data: `{data['name']}`."
-    if data["split"] != "test":
-        return f"It was asked {n} questions of `{source}`, **some of which it was trained on: this flatters it.**"
     near = ", though near-duplicates of them may be among its training rows" * (record["config"]["split"] == "random")
     return f"It was asked {n} questions of the held-out rows of `{source}`, which it was not trained on{near}."
 
@@ -72,15 +72,31 @@ def _is_own(record: dict[str, Any], results: dict[str, Any]) -> bool:
     return results["data"]["sha256"] == record["data"]["data_sha256"]
 
 
+def knows_rows(record: dict[str, Any], results: dict[str, Any]) -> bool:
+    """Whether it may have been trained on rows that were asked: those of its training set, or of what that was made
+    from.
+    """
+    data, trained = results["data"], record["data"]
+    if _is_own(record, results):
+        return data["split"] != "test"
+    return trained["source"]["sha256"] in (data["sha256"], data.get("source_sha256"))
+
+
 def _asked(results: dict[str, Any]) -> str:
     settings = results["settings"]
     known = {"exact": "letter by letter", "normalised": "without regard to case and white space"}
     strings = known.get(settings["strings"], "as the Berkeley leaderboard does")
+    held = ", held to valid calls of the declared functions, as the code above does not" * _is_constrained(results)
     return (
         f"It answered greedily with at most {settings['max_new_tokens']} tokens, in {settings['dtype']} on "
-        f"{settings['device']}. An answer is exact if the function and every argument are right; strings are compared "
-        f"{strings}. `results.json` has all of it."
+        f"{settings['device']}{held}. An answer is exact if the function and every argument are right; strings are "
+        f"compared {strings}. `results.json` has all of it."
     )
+
+
+def _is_constrained(results: dict[str, Any]) -> bool:
+    """Whether all models were held to valid calls, not one beside others."""
+    return results["settings"].get("constrained") is True
 
 
 def _exact(main: dict[str, Any]) -> str:
@@ -177,15 +193,12 @@ def eval_results(record: dict[str, Any], results: dict[str, Any]) -> list[Any]:
     from huggingface_hub import EvalResult
 
     main, source, data = results["sets"][0], record["data"]["source"], results["data"]
-    own = _is_own(record, results)
-    name = source["name"] if own else data["name"]
-    part = {"test": "held-out rows", "train": "training rows"}.get(data["split"], "all rows")
-    measures = {
-        "exact": "Exact calls (function and every argument)",
-        "names": "Right functions, where calls are wanted",
-    }
+    own, known = _is_own(record, results), knows_rows(record, results)
+    name = source["name"] if own or known else data["name"]
+    part = "rows of the training data" if known else {"test": "held-out rows"}.get(data["split"], "all rows")
+    how = {"constrained": True} if _is_constrained(results) else {}
     found = []
-    for key, text in measures.items():
+    for key, text in _INDEXED.items():
         rate = _tuned(main)[key]
         if rate["n"]:
             found.append(
@@ -194,11 +207,11 @@ def eval_results(record: dict[str, Any], results: dict[str, Any]) -> list[Any]:
                     task_name="Function calling",
                     dataset_type=name,
                     dataset_name=f"{name} ({part})",
-                    dataset_revision=source["revision"] if own else None,
+                    dataset_revision=source["revision"] if name == source["name"] else None,
                     metric_type="accuracy",
                     metric_name=text,
                     metric_value=round(rate["value"], 4),
-                    metric_args={"n": rate["n"], "low": round(rate["low"], 4), "high": round(rate["high"], 4)},
+                    metric_args={"n": rate["n"], "low": round(rate["low"], 4), "high": round(rate["high"], 4)} | how,
                     verified=False,
                 )
             )

@@ -15,6 +15,7 @@ from fitcoach_tune import files, functiongemma, models, reading, runs
 from fitcoach_tune.errors import MismatchError
 from fitcoach_tune.evaluate.evaluation import EVAL_FOLDER, RESULTS_NAME
 from fitcoach_tune.evaluate.results import SCHEMA_VERSION
+from fitcoach_tune.publish.card_evaluation import knows_rows
 from fitcoach_tune.publish.model_card import Facts
 from fitcoach_tune.strict_json import misfit
 from fitcoach_tune.training.names import CONFIG_NAME, WEIGHTS_NAME
@@ -29,7 +30,12 @@ _MADE = (SETTINGS_NAME, RESULTS_NAME, runs.RUN_NAME, "generation_config.json", "
 ALLOWED = (*_ADAPTER, *_MERGED, *_TOKENIZER, runs.PROMPT_NAME, *_MADE)
 """Every name that a push may create, replace or take away."""
 
-_RECORD = {"base": {"name": str, "reference": str}, "data": {"data_sha256": str}, "files": {str: str}, "config": dict}
+_RECORD = {
+    "base": {"name": str, "reference": str},
+    "data": {"data_sha256": str, "source": {"sha256": str}},
+    "files": {str: str},
+    "config": dict,
+}
 _NOTICE = "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms\n"
 
 
@@ -86,12 +92,7 @@ def newest_results(run: runs.Run) -> dict[str, Any] | None:
         if results["adapter"]["sha256"] == run.sha256:
             found.append(results)
 
-    def rank(results: dict[str, Any]) -> tuple[bool, str]:
-        data = results["data"]
-        seen = data["sha256"] == run.record["data"]["data_sha256"] and data["split"] != "test"
-        return not seen, results["finished"]
-
-    return max(found, key=rank, default=None)
+    return max(found, key=lambda results: (not knows_rows(run.record, results), results["finished"]), default=None)
 
 
 def portable(value: Any) -> Any:

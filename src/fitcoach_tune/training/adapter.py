@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from fitcoach_tune.errors import ConfigError, MismatchError
 from fitcoach_tune.strict_json import Maybe, quote
 from fitcoach_tune.training.lora import LoraLinear
 from fitcoach_tune.training.names import CONFIG_NAME, WEIGHTS_NAME
+
+if TYPE_CHECKING:
+    from fitcoach_tune.config import Config
 
 _PEFT_PREFIX = "base_model.model."
 _KEY = re.compile(rf"{re.escape(_PEFT_PREFIX)}.+\.lora_[AB]\.weight")
@@ -72,6 +76,18 @@ def attach(model: nn.Module, *, rank: int, alpha: float, dropout: float, target_
             lora.lora_A.data.copy_(start)
             setattr(model.model.get_submodule(parent_name), leaf, lora)
     return sum(p.numel() for p in trained_parameters(model).values())
+
+
+def attach_configured(model: nn.Module, config: Config) -> int:
+    """`attach` with a run's settings."""
+    return attach(
+        model,
+        rank=config.lora_r,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        target_modules=list(config.target_modules),
+        seed=config.seed,
+    )
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:

@@ -177,7 +177,7 @@ def pack(
         static: (suffix width, targets per row) to pad to, where every batch must have the same shapes.
     """
     if static is None and len(chosen) == 1 and chosen[0] != PADDING_ROW:
-        return _pack_alone(data[chosen[0]])
+        return _pack_alone(data[chosen[0]], prefix)
     per_group, start = len(chosen) // groups, len(prefix)
     needs = np.array([1 if i == PADDING_ROW else data[i].end - start for i in chosen])
     if static is None and groups == 1:
@@ -208,8 +208,9 @@ def pack(
     return PackedBatch(start, ids, gather, targets, weights, blocks)
 
 
-def _pack_alone(row: TokenizedRow) -> PackedBatch:
+def _pack_alone(row: TokenizedRow, prefix: np.ndarray) -> PackedBatch:
+    ids = np.concatenate([prefix, row.input_ids[len(prefix) : row.end]]).astype(np.int64)
     targets = row.input_ids[row.supervised].astype(np.int64)
     weights = np.ones(len(targets), dtype=np.float32)
-    arrays = (row.input_ids[: row.end].astype(np.int64), row.supervised - 1, targets, weights)
+    arrays = (ids, row.supervised - 1, targets, weights)
     return PackedBatch(row.end, *(array[None] for array in arrays), blocks=())

@@ -163,6 +163,7 @@ class Trainer:
                 on_step(self.history[-1])
 
         evaluate()
+        clock = time.perf_counter()
         for step in range(len(self.history), self.plan.steps):
             sent.append(self.send(step))
             stopping = self._anywhere(stop())
@@ -177,6 +178,7 @@ class Trainer:
             if saving or evaluating:
                 evaluate()
                 clock = time.perf_counter()
+        settle(0)
         return self.history
 
     @property
@@ -315,9 +317,16 @@ class Trainer:
                 with backend.graph("evaluation", "evaluation", batch.shapes()):
                     sums.append(backend.unwrap(self.loss)(*self._inputs(batch)))
                     backend.end_step()
-        mean = sum(backend.fetch_sum(value) for value in sums) / count
+        mean = self._total(sums) / count
         if not math.isfinite(mean):
             raise TrainingError(
                 f"the evaluation loss after step {len(self.history)} is not finite", hint="lower --learning-rate"
             )
         return mean
+
+    def _total(self, sums: Sequence[Tensor]) -> float:
+        """The sum of the float32 scalars of all processes; all must ask."""
+        if self.backend.compiled:  # all have as many, and adding them on the device would be another graph
+            return sum(self.backend.fetch_sum(value) for value in sums)
+        # At once: processes may have cut their rows into different numbers of parts.
+        return self.backend.fetch_sum(torch.stack(list(sums)).sum())

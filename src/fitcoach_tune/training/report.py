@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import json
 import sys
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from fitcoach_tune import files
 from fitcoach_tune.errors import ConfigError
+from fitcoach_tune.functiongemma import CONTROL_TOKENS, STOP_TOKENS
 
 if TYPE_CHECKING:
     from fitcoach_tune.config import Config
@@ -84,16 +86,22 @@ class _Trackio:
 
 
 def _tracker(config: Config, folder: Path, past: int) -> _TensorBoard | _Trackio | None:
-    if config.report_to == "none":
-        return None
-    try:
-        return {"tensorboard": _TensorBoard, "trackio": _Trackio}[config.report_to](folder, config, past)
-    except ImportError:
+    trackers = {"tensorboard": _TensorBoard, "trackio": _Trackio}
+    return trackers[config.report_to](folder, config, past) if config.report_to != "none" else None
+
+
+def check_tracker(config: Config) -> None:
+    """Refuse a tracker that is not installed, before a run begins.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if config.report_to != "none" and not importlib.util.find_spec(config.report_to):
         raise ConfigError(
             f"{config.report_to} is not installed",
             where=f"--report-to {config.report_to}",
             hint=f"pip install {config.report_to}",
-        ) from None
+        )
 
 
 def plot_losses(history: Sequence[StepMetrics], path: Path) -> None:
@@ -128,8 +136,16 @@ def plot_losses(history: Sequence[StepMetrics], path: Path) -> None:
     files.write_atomic(path, picture.getvalue())
 
 
-def run_readme(record: dict[str, Any]) -> str:
-    """The README of a run directory: what it is, how it was made, how to use it."""
+_QUESTION = "How many steps?"
+
+
+def run_readme(record: dict[str, Any], prompt: dict[str, Any] | None) -> str:
+    """The README of a run directory: what it is, how it was made, how to use it.
+
+    Args:
+        record: run.json.
+        prompt: prompt.json, or None where the rows have several.
+    """
     base, data, training, config = record["base"], record["data"], record["training"], record["config"]
     evaluated = training["eval_losses"]
     loss = f", {evaluated[-1]['eval_loss']:.4f} on the held-out rows" if evaluated else ""
@@ -147,16 +163,35 @@ All settings: `config.resolved.yaml`; all facts: `run.json`.
 - Loss: {training["first_loss"]:.4f} at the first step, {training["last_loss"]:.4f} at the last{loss} (`loss.png`).
 - LoRA dropout draws one mask for the prompt tokens that all rows share, not one per row.
 
-Ask it with `fitcoach-tune infer "How many steps?" --adapter {config["output_dir"]}`, or without this program:
+Ask it with `fitcoach-tune infer "{_QUESTION}" --adapter {config["output_dir"]}`, or without this program:
 
 ```python
+import json
+
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "{config["output_dir"]}"
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base["reference"]}"), folder)
+base = AutoModelForCausalLM.from_pretrained("{base["reference"]}", dtype="auto")
+model = PeftModel.from_pretrained(base, folder)
 tokenizer = AutoTokenizer.from_pretrained(folder)
-```
+{_asking(prompt, config["max_new_tokens"]) if prompt else ""}```
 
 The weights are a derivative of Gemma and come under the Gemma Terms of Use: https://ai.google.dev/gemma/terms
+"""
+
+
+def _asking(prompt: dict[str, Any], max_new_tokens: int) -> str:
+    """The part of the example that asks a question."""
+    developer = '{"role": "developer", "content": prompt["developer"]}, ' if prompt["developer"] else ""
+    stops = [CONTROL_TOKENS[token] for token in STOP_TOKENS]
+    return f"""
+with open(f"{{folder}}/prompt.json", encoding="utf-8") as file:
+    prompt = json.load(file)  # the functions, and what stands before a question
+messages = [{developer}{{"role": "user", "content": "{_QUESTION}"}}]
+inputs = tokenizer.apply_chat_template(
+    messages, tools=prompt["tools"], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)
+output = model.generate(**inputs, do_sample=False, max_new_tokens={max_new_tokens}, eos_token_id={stops})
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :]))
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -26,12 +27,16 @@ def declarations(prefix: np.ndarray) -> list[tuple[int, int]]:
     return list(zip(starts.tolist(), ends.tolist(), strict=False))
 
 
-def common_refusal(rows: Sequence[TokenizedRow], calls: Sequence[frozenset[str]]) -> np.ndarray | None:
+Calls: TypeAlias = tuple[frozenset[str], ...]
+"""The functions that each answer of a row calls."""
+
+
+def common_refusal(rows: Sequence[TokenizedRow], calls: Sequence[Calls]) -> np.ndarray | None:
     """The answer, int32 [tokens], that rows without a call have most often; None if there is no such row."""
     found = Counter(
         tuple(row.input_ids[slice(*row.spans[0])].tolist())
         for row, called in zip(rows, calls, strict=True)
-        if not called
+        if not any(called)
     )
     return np.array(found.most_common(1)[0][0], dtype=np.int32) if found else None
 
@@ -45,7 +50,7 @@ class Variation:
         shuffle: the declarations change places.
         dropout: the probability that one tool is left out in a step.
         names: the tools in the order of their declarations.
-        calls: the functions that each row calls, in all its turns; needed for dropout.
+        calls: for each row the functions that its answers call; needed for dropout.
         refusal: int32 [tokens], what rows answer whose function was left out; needed for dropout.
     """
 
@@ -53,7 +58,7 @@ class Variation:
     shuffle: bool
     dropout: float = 0.0
     names: tuple[str, ...] = ()
-    calls: Sequence[frozenset[str]] = ()
+    calls: Sequence[Calls] = ()
     refusal: np.ndarray | None = None
 
     def view(
@@ -80,7 +85,7 @@ class _Without(Sequence[TokenizedRow]):
     def __init__(
         self,
         rows: Sequence[TokenizedRow],
-        calls: Sequence[frozenset[str]],
+        calls: Sequence[Calls],
         name: str,
         refusal: np.ndarray,
         length: int,
@@ -94,11 +99,12 @@ class _Without(Sequence[TokenizedRow]):
 
     def __getitem__(self, index: int) -> TokenizedRow:
         row = self._rows[index]
-        if self._name in self._calls[index]:
-            # The first answer is the last: what comes after it belongs to calls that are not made.
-            start = row.spans[0][0]
+        refused = next((i for i, called in enumerate(self._calls[index]) if self._name in called), len(row.spans))
+        if refused < len(row.spans):
+            # This answer is the last: what comes after it belongs to calls that are not made.
+            start = row.spans[refused][0]
             ids = np.concatenate([row.input_ids[:start], self._refusal])
-            row = replace(row, input_ids=ids, spans=((start, len(ids)),))
+            row = replace(row, input_ids=ids, spans=(*row.spans[:refused], (start, len(ids))))
         shift = len(self._prefix) - self._length
         ids = np.concatenate([self._prefix, row.input_ids[self._length :]])
         return replace(row, input_ids=ids, spans=tuple((start + shift, end + shift) for start, end in row.spans))
