@@ -103,3 +103,35 @@ def test_quiet_json_prints_json_alone(tiny_base, rows_file, run_cli):
     done = run_cli("prepare", "--model", tiny_base, "--dataset", rows_file, "--json", "--quiet", check=True)
     assert json.loads(done.stdout)["rows"]["read"] == 20
     assert done.stderr == ""
+
+
+def test_a_closed_stderr_is_no_crash_and_nothing_lands_in_the_data(tiny_base, rows_file, tmp_path):
+    command = [sys.executable, "-m", "fitcoach_tune", "prepare", "--model", tiny_base, "--dataset", rows_file, "--json"]
+    quoted = " ".join(f"'{part}'" for part in map(str, command))
+    done = subprocess.run(["sh", "-c", f"{quoted} 2>&-"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert json.loads(done.stdout)["rows"]["read"] == 20
+    asked = subprocess.run(
+        ["sh", "-c", f"'{sys.executable}' -m fitcoach_tune infer --chat <&-"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert asked.returncode == 2
+    assert "--chat: there is nobody to talk with: stdin is closed" in asked.stderr
+
+
+def test_too_little_memory_is_one_clear_error(tiny_base, rows_file, run_cli):
+    done = run_cli("train", "--model", tiny_base, "--dataset", rows_file, "--lora-r", str(10**13), "--save-steps", "0")
+    assert done.returncode in (6, 7), done.stderr
+    assert done.stderr.count("error: ") == 1
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("arguments", "flag"), [
+    (["prepare", "--private"], "--private"), (["prepare", "--show", "2", "--json"], "--show and --json"),
+])  # fmt: skip
+def test_flags_that_would_do_nothing(run_cli, arguments, flag):
+    done = run_cli(*arguments)
+    assert done.returncode == 2
+    assert f"error: {flag}: " in done.stderr

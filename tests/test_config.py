@@ -247,7 +247,7 @@ def small(name: str) -> st.SearchStrategy:
     field = Config.model_fields[name]
     kinds = [a for a in typing.get_args(field.annotation) or (field.annotation,) if a is not type(None)]
     low = next((getattr(m, k) for m in field.metadata for k in ("ge", "gt") if hasattr(m, k)), 0)
-    high = next((m.lt for m in field.metadata if hasattr(m, "lt")), None)
+    high = next((getattr(m, k) for m in field.metadata for k in ("le", "lt") if hasattr(m, k)), None)
     if kinds == [bool]:
         return st.booleans()
     if name in LISTS:

@@ -214,6 +214,7 @@ def test_a_prepared_set_brings_its_own_settings(run_cli, train, rows_file, tiny_
     (["--device", "cuda"], 7, "no cuda device"),
     (["--device", "tpu"], 7, "--device tpu"),
     (["--num-devices", "2"], 7, "torchrun"),
+    (["--lora-alpha", "1e7"], 2, "--lora-alpha"),
     (["--model", "no/such/folder"], 2, "no such folder"),
     (["--config", "ofline"], 2, "did you mean offline"),
     (["--learning-rate", "1e30", "--max-grad-norm", "0"], 8, "is not finite"),
@@ -287,6 +288,12 @@ def test_two_processes_give_the_same_adapter_as_one(train, run_cli, tiny_base, r
     evaluated = [[e["eval_loss"] for e in r["training"]["eval_losses"]] for r in records]
     assert evaluated[1] == pytest.approx(evaluated[0], rel=1e-5)
     assert done.stdout.strip() == "two"
+
+
+def test_half_of_what_torchrun_sets(train):
+    done = train(WORLD_SIZE="2")
+    assert done.returncode == 7
+    assert "error: WORLD_SIZE: the processes cannot meet" in done.stderr
 
 
 def test_processes_that_cut_their_rows_into_other_parts_evaluate_alike(train, tiny_base, tmp_path):

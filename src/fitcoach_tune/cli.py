@@ -19,7 +19,7 @@ import typer
 from fitcoach_tune import __version__
 from fitcoach_tune.config import LISTS, Config, flag, load_config
 from fitcoach_tune.console import Console, printable
-from fitcoach_tune.errors import ConfigError, FitcoachTuneError, GateError, OutputError
+from fitcoach_tune.errors import ConfigError, FitcoachTuneError, GateError, OutputError, out_of_memory
 
 app = typer.Typer(
     name="fitcoach-tune",
@@ -90,6 +90,11 @@ def verb(*settings: str, **aliases: str) -> Callable:
             except FitcoachTuneError as error:
                 print(printable(f"error: {error}"), file=sys.stderr)
                 raise typer.Exit(error.exit_code) from None
+            except (MemoryError, RuntimeError) as error:
+                if not (known := out_of_memory(error)):
+                    raise
+                print(printable(f"error: {known}"), file=sys.stderr)
+                raise typer.Exit(known.exit_code) from None
             except BrokenPipeError:
                 raise  # the reader of our output has gone; `main` leaves quietly
             except OSError as error:
@@ -175,6 +180,10 @@ def prepare_verb(
     """Read rows and tools, check them, and write a prepared set: token ids, supervised spans, split, shared prefix."""
     from fitcoach_tune import hub, models, prepare
 
+    if private and not push_to_hub:
+        raise ConfigError("nothing is published", where="--private", hint="add --push-to-hub")
+    if show and as_json:
+        raise ConfigError("rows are shown to people", where="--show and --json", hint="leave one of them out")
     ui = Console(quiet)
     chosen = load_config(config, settings | {"data": output_dir})
     if push_to_hub:
@@ -286,6 +295,10 @@ def eval_verb(
     report: Annotated[
         str | None, typer.Option(help="Folder for results.json, samples.jsonl and report.html; by default in the run.")
     ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Where the base model is now, if not where the adapter says; it must be the same."),
+    ] = None,
     fail_under: Annotated[
         float | None,
         typer.Option(help="Exit with code 9 if fewer calls than this share are exact.", min=0, max=1),
@@ -315,6 +328,7 @@ def eval_verb(
         constrained=constrained,
         strings="normalised" if normalise_strings else "exact",
         report=report,
+        model=model,
         fail_under=fail_under,
         gate=gate,
         max_invented=max_invented,
@@ -432,7 +446,7 @@ def push_verb(
     from fitcoach_tune import push, runs
     from fitcoach_tune.publish.upload import Uploader
 
-    if not (yes or dry_run or sys.stdin.isatty()):
+    if not (yes or dry_run or (sys.stdin and sys.stdin.isatty())):
         raise ConfigError("there is no terminal to ask at", where="--yes", hint="give it, or look with --dry-run first")
     ui = Console(quiet)
     repo_id = load_config(config, settings).hub_model_id
@@ -465,6 +479,9 @@ def push_verb(
 def main() -> None:
     """The program. Exit codes: 0 done, 2 wrong usage, the others as in `errors`, 130 interrupted."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    # Where one was closed before we began: what is said there is heard by nobody, and must not land in the other.
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     try:
         app()
     except BrokenPipeError:

@@ -80,6 +80,19 @@ class DeviceError(FitcoachTuneError):
     exit_code = 7
 
 
+def out_of_memory(error: BaseException) -> DeviceError | None:
+    """The error to show where a device, or the machine, had not enough memory; None if that is not what happened."""
+    # torch has a class of its own for devices, and a plain RuntimeError for the processor's memory.
+    said = type(error).__name__ in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in str(error)
+    if not said:
+        return None
+    return DeviceError(
+        "there is not enough memory for this",
+        details=[str(error).partition("\n")[0]] if str(error) else [],
+        hint="take fewer rows at a time (--per-device-train-batch-size, --batch-size), or a smaller --lora-r",
+    )
+
+
 class TrainingError(FitcoachTuneError):
     """Training had to stop: a loss or gradient that is not finite, or a save that does not load back."""
 

@@ -16,7 +16,7 @@ from typing import BinaryIO, TextIO
 
 from fitcoach_tune import models, reading, runs
 from fitcoach_tune.config import Config
-from fitcoach_tune.console import SILENT, Console
+from fitcoach_tune.console import SILENT, Console, printable
 from fitcoach_tune.errors import ConfigError, DataError
 from fitcoach_tune.inference.caller import Answer, FunctionCaller, check_query, read_answer
 from fitcoach_tune.inference.dialogue import Dialogue, Reply, Watcher
@@ -101,6 +101,8 @@ def _check(options: Options, ui: Console) -> None:
     both = None
     if options.lines is not None and (options.query is not None or options.chat):
         both = ("--input", "--chat" if options.chat else "a question")
+    elif options.chat and sys.stdin is None:
+        raise ConfigError("there is nobody to talk with: stdin is closed", where="--chat")
     elif options.verbose and ui.quiet:
         both = ("--verbose", "--quiet")
     if both:
@@ -174,19 +176,22 @@ class _Session:
 
     def _show(self, reply: Reply, indent: int | None = None) -> None:
         if self._options.as_json:
-            self._say(json.dumps(reply.as_dict(), ensure_ascii=False, indent=indent))
+            print(json.dumps(reply.as_dict(), ensure_ascii=False, indent=indent), file=self._out, flush=True)
             return
         answer = reply.answer
         if reply.results:
             self._say(reply.text or "")
         else:
-            self._say("\n".join(map(describe_call, answer.calls)) or answer.text or answer.raw)
+            self._say(
+                "\n".join(map(describe_call, answer.calls)) or answer.text or (answer.raw if answer.error else "")
+            )
         if answer.error:
             what = "the model called what is not declared" if answer.calls else "the answer is no valid call"
             self._ui.warn(f"{what}: {answer.error}")
 
     def _say(self, text: str) -> None:
-        print(text, file=self._out, flush=True)
+        # A function's result may be anybody's text; at a terminal it could be taken for a command.
+        print(printable(text) if self._out.isatty() else text, file=self._out, flush=True)
 
     @contextlib.contextmanager
     def no_functions_left(self) -> Iterator[None]:
@@ -248,4 +253,4 @@ class _Reporter(Watcher):
         if not self._ui.quiet:
             from rich.text import Text
 
-            self._ui.err.print(Text(title + text, style="dim"))
+            self._ui.err.print(Text(printable(title + text), style="dim"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterator
 from itertools import islice
 
@@ -115,6 +116,9 @@ def _schema_problems(validator: object, arguments: dict) -> Iterator[tuple[str, 
         what = shorten(error.message, 200)
         if error.validator == "additionalProperties" and error.validator_value is False:
             declared = list(error.schema.get("properties", {}))
-            unknown = next(key for key in error.instance if key not in declared)
+            patterns = error.schema.get("patternProperties", {})
+            unknown = next(
+                key for key in error.instance if key not in declared and not any(re.search(p, key) for p in patterns)
+            )
             what = f"unknown argument {quote(unknown)}; declared: {', '.join(declared) or 'none'}"
         yield f"arguments{path_of(error.absolute_path)}", what

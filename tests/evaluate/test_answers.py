@@ -16,14 +16,15 @@ LINE = {"key": "k1", **ONE.as_dict()}
 
 
 def test_a_key_depends_on_everything_that_an_answer_does() -> None:
-    given = ("model", [2, 105, 7], [STEPS], 128, False)
-    other = [("other", *given[1:]), ("model", [2, 105, 8], *given[2:]), (*given[:3], 64, False), (*given[:4], True)]
+    given = ("model", [2, 105, 7], [STEPS], 128, False, 64)
+    other = [("other", *given[1:]), ("model", [2, 105, 8], *given[2:]), (*given[:3], 64, *given[4:])]
+    other += [(*given[:5], 1), (*given[:4], True, 64)]
     keys = [key_of(*arguments) for arguments in (given, *other)]
     assert len(set(keys)) == len(keys)
-    assert key_of("model", [2, 105, 7], [STEPS], 128, False) == keys[0]
+    assert key_of("model", [2, 105, 7], [STEPS], 128, False, 64) == keys[0]
     # What the prompt does not show of a tool matters to a constrained answer alone.
-    assert key_of("model", [2, 105, 7], [], 128, False) == keys[0]
-    assert key_of("model", [2, 105, 7], [], 128, True) != keys[-1]
+    assert key_of("model", [2, 105, 7], [], 128, False, 64) == keys[0]
+    assert key_of("model", [2, 105, 7], [], 128, True, 64) != keys[-1]
 
 
 def test_what_was_written_is_read(tmp_path) -> None:

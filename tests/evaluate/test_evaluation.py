@@ -421,6 +421,43 @@ def test_rows_that_were_trained_on_are_called_that(program, taught):
     assert results["data"]["source_sha256"] == record["data"]["source"]["sha256"]
 
 
+def test_rows_of_one_name_from_two_places(program, taught, tmp_path):
+    """The second report does not take the place of the first."""
+    folders = set()
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        file = tmp_path / place / "set-1.0.jsonl"
+        shutil.copy(taught / "rows.jsonl", file)
+        arguments = ("--adapter", "run", "--data", file, "--baseline", "none", "--unconstrained", "--json")
+        for _ in range(2):
+            done = program(*arguments)
+            assert done.exit_code == 0, done.stderr
+            folders.add(json.loads(done.stdout)["report"])
+    assert len(folders) == 2
+    assert all(Path(folder).name.startswith("set-1.0-all") for folder in folders)
+
+
+def test_a_base_that_has_moved(program, taught, tmp_path):
+    """Its weights are what counts, not where they are."""
+    (taught / "base").rename(tmp_path / "moved")
+    try:
+        arguments = ("--adapter", "run", "--baseline", "none", "--unconstrained", "--report", tmp_path / "report")
+        assert "base" in refused(program(*arguments), 4)
+        done = program(*arguments, "--model", tmp_path / "moved")
+        assert done.exit_code == 0, done.stderr
+    finally:
+        (tmp_path / "moved").rename(taught / "base")
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    (("--gate", "lower"), "--gate: nothing is held against it"),
+    (("--baseline", "tuned"), "write ./tuned"),
+    (("--baseline", "tuned, constrained"), "reports call the adapter itself so"),
+])  # fmt: skip
+def test_options_that_would_do_nothing_or_mislead(program, arguments, expected):
+    assert expected in refused(program("--adapter", "run", *arguments), 2)
+
+
 def test_every_answer_of_a_conversation_is_asked(program, taught, tmp_path):
     """The call, and the words after its result; each with what stands before it in the data."""
     messages = conversation("one one?", ("get_steps", {}))

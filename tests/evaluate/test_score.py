@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from fitcoach_tune.evaluate.score import ERRORS, Pair, compare, judge
 from fitcoach_tune.functiongemma import CONTROL_TOKENS, Call, render_call
 from fitcoach_tune.gold import Gold, GoldCall, gold_of
+from tests.conftest import tool
 
 
 def schema(name: str, required: tuple[str, ...] = (), **properties: dict) -> dict:
@@ -105,6 +106,19 @@ def test_kinds_of_mistake(raw, gold, error) -> None:
 )
 def test_the_detail_says_what_is_wrong(raw, gold, detail) -> None:
     assert judge(raw, wanted(*gold), TOOLS).detail == detail
+
+
+def test_the_kind_of_a_mistake_does_not_depend_on_the_order_of_calls() -> None:
+    """A required argument of one call is missing, an optional one of the other."""
+    wrong = [call("sleep"), call("alarm", time="7:00")]
+    gold = [call("sleep", days=7), call("alarm", time="7:00", label="up")]
+    tools = [
+        tool("sleep", days={"type": "integer", "description": "d"}),
+        tool("alarm", time={"type": "string", "description": "d"}, label={"type": "string", "description": "d"}),
+    ]
+    tools[1]["function"]["parameters"]["required"] = ["time"]
+    kinds = {judge(said(*calls), wanted(*gold), tools).error for calls in (wrong, wrong[::-1])}
+    assert kinds == {"missing_required"}
 
 
 def test_the_detail_lists_what_is_accepted_and_where_parsing_stopped() -> None:

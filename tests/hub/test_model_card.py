@@ -203,7 +203,7 @@ def test_the_metadata():
         "On a prompt of 100 tokens", "but for 1.0e-06 of the largest, and the saved ones but for 3.0e-03",
         "the same at 99 of 100 places",
     ]),
-    ("several-toolsets", ["It was trained with several sets of functions: declare your own.", '"name": "get_time"']),
+    ("several-toolsets", ["It was trained with several prompts: declare your own functions.", '"name": "get_time"']),
     ("unevaluated", ["It was **not evaluated** before it was published"]),
     ("hard", ["| Typing errors | 126 | 0.0% (0.0% to 3.0%) | 91.3% (85.0% to 95.1%) |"]),
     ("other-data", ["126 questions of other data: `other.jsonl`."]),

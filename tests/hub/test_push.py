@@ -183,6 +183,7 @@ def test_an_unevaluated_adapter_says_so(hub, client, run):
 @pytest.mark.parametrize(("value", "expected"), [
     ("/home/ada/secret/rows.jsonl", "rows.jsonl"),
     ("~/rows.jsonl", "rows.jsonl"),
+    ("../customers/ada/rows.jsonl", "rows.jsonl"),
     ("/home/ada/home.py:TOOLS", "home.py:TOOLS"),
     ("output/prepared/rows", "output/prepared/rows"),
     ("google/gemma", "google/gemma"),

@@ -68,6 +68,30 @@ def _multiplies_bf16(device: str) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def _check_count(local: int) -> None:
+    """Refuse to be one of more processes on this machine than it has devices."""
+    if local >= (count := torch.cuda.device_count()):
+        raise DeviceError(
+            f"this is process {local + 1} on a machine with {count} CUDA device{'s' * (count != 1)}",
+            where="torchrun",
+            hint=f"start it with --nproc-per-node {count}",
+        )
+
+
+def _join(kind: str) -> None:
+    """Meet the other processes.
+
+    Raises:
+        DeviceError: what `torchrun` tells a process is not there, or wrong.
+    """
+    try:
+        with _stdout_to_stderr():
+            dist.init_process_group(kind)
+    except (ValueError, RuntimeError) as error:
+        what = f"the processes cannot meet: {str(error).partition(chr(10))[0]}"
+        raise DeviceError(what, where="WORLD_SIZE", hint="start them with torchrun, or unset it") from None
+
+
 class TorchBackend:
     """One process on one device; see `Backend` for the methods."""
 
@@ -87,10 +111,10 @@ class TorchBackend:
         local = int(os.environ.get("LOCAL_RANK", "0"))
         self.device = torch.device(name, local) if name == "cuda" else torch.device(name)
         if name == "cuda":
+            _check_count(local)
             torch.cuda.set_device(self.device)
         if self.world_size > 1:
-            with _stdout_to_stderr():
-                dist.init_process_group("nccl" if name == "cuda" else "gloo")
+            _join("nccl" if name == "cuda" else "gloo")
         self.native_dtype = "bf16" if _multiplies_bf16(name) else "fp32"
         self.most_tokens = _CPU_TOKENS if name == "cpu" else None
         self._steps = 0

@@ -39,12 +39,14 @@ class Answer:
 
 _FIELDS = {field.name: {"str": str, "int": int, "bool": bool, "float": float}[field.type] for field in fields(Answer)}
 _FORM = {"key": str, **_FIELDS}
-_CONSTRAINING = 2
+_CONSTRAINING = 3
 """What a constraint makes of the same logits: another number, other answers."""
 _LONGEST_LINE, _SMALLEST, _LARGEST = 1 << 26, 1e-9, 1e9
 
 
-def key_of(model: str, prompt: Sequence[int], tools: list[dict], max_new_tokens: int, constrained: bool) -> str:
+def key_of(
+    model: str, prompt: Sequence[int], tools: list[dict], max_new_tokens: int, constrained: bool, batch_size: int
+) -> str:
     """What an answer depends on, as 16 hex digits.
 
     Args:
@@ -53,9 +55,10 @@ def key_of(model: str, prompt: Sequence[int], tools: list[dict], max_new_tokens:
         tools: as they were declared; a constrained answer depends on more of them than the prompt shows.
         max_new_tokens: of the answer.
         constrained: to valid calls.
+        batch_size: prompts at a time, on which the seconds to an answer depend.
     """
     how = constrained and _CONSTRAINING
-    parts = [__version__, model, list(prompt), tools if constrained else None, max_new_tokens, how]
+    parts = [__version__, model, list(prompt), tools if constrained else None, max_new_tokens, how, batch_size]
     return files.sha256_json(parts)[:16]
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fitcoach_tune import files, models, prepared_set, reading, runs
 from fitcoach_tune.config import Config
 from fitcoach_tune.console import SILENT, Console
-from fitcoach_tune.errors import DeviceError, FitcoachTuneError
+from fitcoach_tune.errors import ConfigError, DeviceError, FitcoachTuneError
 from fitcoach_tune.evaluate import results
 from fitcoach_tune.evaluate.answers import Answer, Journal, key_of, read_answers
 from fitcoach_tune.evaluate.results import Gate, QuestionSet, SetResult
@@ -57,6 +57,7 @@ class Options:
     constrained: bool | None = None
     strings: Strings = "exact"
     report: str | None = None
+    model: str | None = None
     fail_under: float | None = None
     gate: Literal["point", "lower"] = "point"
     max_invented: int | None = None
@@ -108,16 +109,17 @@ def evaluate(adapter: str, config: Config, options: Options | None = None, ui: C
         OutputError: the report cannot be written.
     """
     from fitcoach_tune.backends import make_backend
+    from fitcoach_tune.inference.loading import find_base
 
     options = options or Options()
+    _check(options)
     run = runs.open_run(adapter)
     other = None if options.baseline in ("base", "none") else runs.open_run(options.baseline, "--baseline")
     rows = read_rows(run, options.data, options.split, ui)
-    name, revision = run.base_name
-    base = models.resolve(name, revision, ui)
-    for candidate in filter(None, (run, other)):
-        runs.check_base(candidate, base)
-    folder = Path(options.report) if options.report else _default_folder(run, rows)
+    base = find_base(run, options.model, ui)
+    if other:
+        runs.check_base(other, base)
+    folder = reading.user_path(options.report, "--report") if options.report else _default_folder(run, rows)
     asker = _Asker(run, base, config, make_backend(config.device, config.num_devices), options, rows, folder, ui)
     candidates = _candidates(run, other, options, asker)
     sets = question_sets(rows, asker.tokenizer, asker.room, config.seed if options.hard else None)
@@ -131,13 +133,30 @@ def evaluate(adapter: str, config: Config, options: Options | None = None, ui: C
 # ------------------------------------------------------------------------------------------------ who is asked
 
 
+def _check(options: Options) -> None:
+    """Refuse what needs nothing to be read to be refused."""
+    if options.gate == "lower" and options.fail_under is None:
+        raise ConfigError("nothing is held against it", where="--gate", hint="add --fail-under")
+    if options.baseline in (TUNED, CONSTRAINED):
+        what = "reports call the adapter itself so"
+        raise ConfigError(what, where=f"--baseline {options.baseline}", hint=f"write ./{options.baseline}")
+
+
 def _default_folder(run: runs.Run, rows: Rows) -> Path:
-    """The adapter's own folder, or for one from the Hub a folder under output/."""
+    """The adapter's own folder, or for one from the Hub a folder under output/; rows of other places that have the same
+    name have folders of their own.
+    """
     local = reading.user_path(run.name, "--adapter").is_dir()
     home = run.path if local else runs.RUNS_FOLDER / run.name.replace("/", "--").replace("@", "--")
     trained_on = rows.chat_template is not None and rows.name == run.record.get("data", {}).get("path")
-    name = rows.split if trained_on else f"{Path(rows.name).stem.replace(':', '-')}-{rows.split}"
-    return home / EVAL_FOLDER / name
+    place = Path(rows.name)
+    stem = place.stem if place.suffix in (".jsonl", ".json", ".parquet") else place.name
+    name = rows.split if trained_on else f"{stem.replace(':', '-')}-{rows.split}"
+    folder = home / EVAL_FOLDER / name
+    with contextlib.suppress(OSError, LookupError, TypeError, ValueError):  # a report that cannot be read is no other
+        if json.loads((folder / RESULTS_NAME).read_bytes())["data"]["name"] != rows.name:
+            return folder.with_name(f"{name}-{files.sha256_text(rows.name)[:8]}")
+    return folder
 
 
 def _candidates(run: runs.Run, other: runs.Run | None, options: Options, asker: _Asker) -> list[Candidate]:
@@ -183,6 +202,11 @@ class _Asker:
         """Tokens that fit before the longest answer."""
         length = models.context_length(self.base.path)
         return length - self.config.max_new_tokens
+
+    @property
+    def batch_size(self) -> int:
+        """Questions that are asked together."""
+        return self.config.per_device_eval_batch_size * self.backend.groups
 
     # -------------------------------------------------------------------------------------------- who answers
 
@@ -257,7 +281,7 @@ class _Asker:
     def _keys(self, asked: QuestionSet, fingerprint: str, constrained: bool) -> list[str]:
         limit = self.config.max_new_tokens
         return [
-            key_of(fingerprint, prompt, turn.tools, limit, constrained)
+            key_of(fingerprint, prompt, turn.tools, limit, constrained, self.batch_size)
             for prompt, turn in zip(asked.prompts, asked.turns, strict=True)
         ]
 
@@ -302,7 +326,7 @@ class _Asker:
             [asked.prompts[i] for i in missing],
             together,
             max_new_tokens=self.config.max_new_tokens,
-            batch_size=self.config.per_device_eval_batch_size * self.backend.groups,
+            batch_size=self.batch_size,
             constraints=[self.constraint(turn.tools) for turn in turns] if candidate.constrained else None,
             on_answer=on_answer,
         )

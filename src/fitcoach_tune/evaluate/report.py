@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
+from fitcoach_tune.console import printable
 from fitcoach_tune.evaluate.metrics import INVENTED, NO_CALL, UNPARSABLE, Metrics
 from fitcoach_tune.evaluate.statistics import Rate
 from fitcoach_tune.functiongemma import Call
@@ -54,7 +55,7 @@ def _table(title: str, *columns: str) -> Any:
 def _text(value: str) -> Any:
     from rich.text import Text
 
-    return Text(value)  # what people and models say may look like markup
+    return Text(printable(value))  # what people and models say may look like markup, or like a terminal's commands
 
 
 def _exact(main: SetResult) -> Any:

@@ -113,8 +113,9 @@ def _error(
         return "wrong_count", f"{len(calls)} calls, {len(answer)} wanted"
     if other := next((p for p in pairs if p.wanted != p.got), None):
         return "wrong_func_name", f"{other.got}, {other.wanted} wanted"
-    wrong = next((pair for pair in pairs if pair.error), None)
-    return (wrong.error, wrong.detail) if wrong else (None, "")
+    found = [(pair.error, pair.detail) for pair in pairs if pair.error]
+    order = list(ERRORS)
+    return min(found, key=lambda one: order.index(one[0]), default=(None, ""))
 
 
 def _pairs(calls: Sequence[Call], answer: Answer, required: dict[str, Any], strings: Strings) -> list[Pair]:

@@ -58,7 +58,7 @@ def read_rows(run: runs.Run, data: str | None, split: str | None, ui: Console) -
         raise ConfigError("the split has no rows", where=f"--split {split}", hint="prepare with a larger --test-size")
     manifest = prepared.manifest
     hashes = manifest["data_sha256"], manifest["source"]["sha256"]
-    if run.record and run.record["data"]["data_sha256"] != hashes[0]:
+    if run.record.get("data", {}).get("data_sha256") != hashes[0]:
         _warn_of_trained(run, hashes[1], ui)
     return Rows(str(prepared.path), split, *hashes, examples, prepared.chat_template)
 

@@ -97,14 +97,14 @@ class Chat:
         dropped = 0
         while True:
             try:
-                reply = self._dialogue.ask(query, [message for turn in self._turns for message in turn])
+                reply = self._dialogue.ask(query, [message for turn in self._turns[dropped:] for message in turn])
                 break
             except PromptTooLong:
-                if not self._turns:
+                if dropped == len(self._turns):
                     raise
-                self._turns.pop(0)
                 dropped += 1
         if dropped:
+            del self._turns[:dropped]
             self._ui.note(f"the conversation has become too long: its first {dropped} questions were forgotten")
         return reply
 

@@ -207,7 +207,9 @@ def _functions(tools: list[dict], source: str) -> dict[str, Callable[..., Any]]:
     module, _, attribute = source.partition(":")
     if module not in sys.modules or not attribute:
         raise ConfigError(
-            "there are no functions in a file", where=f"--execute with --tools {source}", hint=_NEEDS_FUNCTIONS
+            f"there are no functions in {'it' if source.startswith('builtin:') else 'a file'}",
+            where=f"--execute with --tools {source}",
+            hint=_NEEDS_FUNCTIONS,
         )
     value = module_object(source)
     items = value if isinstance(value, (list, tuple)) else [value]

@@ -121,7 +121,7 @@ def _base(facts: Facts) -> str:
 def _purpose(facts: Facts) -> str:
     given = "It is given functions and what a user says, and answers with the call to make, or in words."
     if facts.prompt is None:
-        return f"{given} It was trained with several sets of functions: declare your own."
+        return f"{given} It was trained with several prompts: declare your own functions."
     return f"{given} These are the functions that it was trained with:"
 
 

@@ -6,7 +6,6 @@ happens to lie in the folder. What is sent names no folder of this machine.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -96,12 +95,16 @@ def newest_results(run: runs.Run) -> dict[str, Any] | None:
 
 
 def portable(value: Any) -> Any:
-    """A JSON value whose absolute paths are cut to their last name."""
+    """A JSON value whose paths to somewhere else on this machine are cut to their last name."""
     if isinstance(value, dict):
         return {key: portable(part) for key, part in value.items()}
     if isinstance(value, list):
         return [portable(part) for part in value]
-    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~/")) and len(value) > 1 else value
+    return (
+        Path(value).name
+        if isinstance(value, str) and value.startswith(("/", "~/", "./", "../")) and len(value) > 1
+        else value
+    )
 
 
 def stage(
@@ -171,4 +174,4 @@ def _make(facts: Facts, folder: Path) -> None:
 
 
 def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(files.to_json(value), encoding="utf-8")
