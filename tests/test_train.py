@@ -140,7 +140,7 @@ def test_a_set_is_not_taken_for_another_one(train, tmp_path, rows_file):
     """With `--data`, what is asked of the rows has to be what the set was made with; and newer rows are spoken of."""
     train("--data", "set", "--max-steps", "1", "-q", check=True)
     other = train("--data", "set", "--dataset", "other.jsonl", "--test-size", "0.5", "--force")
-    assert other.returncode == 3
+    assert other.returncode == 2
     for part in ("set set was made otherwise", "--dataset other.jsonl, and it has", "--test-size 0.5, and it has 0.3"):
         assert part in other.stderr
     rows_file.write_text(rows_file.read_text() + rows_file.read_text().replace("alpha", "aleph"))
@@ -157,7 +157,7 @@ def test_paths_at_home(train, tmp_path):
     flags = [f"--{name}=~/{place}" for name, place in [("dataset", "rows.jsonl"), ("data", "set"), ("output-dir", "r")]]
     done = train(*flags, "--max-steps", "1", "-q", check=True, HOME=str(tmp_path / "home"))
     assert done.stdout.strip() == str(tmp_path / "home/r")
-    assert sorted(path.name for path in (tmp_path / "home").iterdir()) == ["r", "rows.jsonl", "set"]
+    assert {"r", "rows.jsonl", "set"} <= {path.name for path in (tmp_path / "home").iterdir()}
     assert not (tmp_path / "~").exists()
 
 
@@ -165,7 +165,7 @@ def test_changed_rows_are_prepared_again(train, tmp_path, rows_file):
     train("-q", check=True)
     rows_file.write_text("".join(rows_file.read_text().splitlines(keepends=True)[:-4]))
     done = train("--force", check=True)
-    assert "or its tools have changed" in done.stderr
+    assert "again: it, its tools or this program may have changed" in done.stderr
     assert json.loads((tmp_path / "run/run.json").read_text())["data"]["rows"]["read"] == 16
 
 
@@ -179,7 +179,7 @@ def test_changed_tools_are_prepared_again(run_cli, tiny_base, tmp_path):
     assert "using the prepared set" in run_cli("train", *flags, "--force", check=True).stderr
     (tmp_path / "tools.json").write_text(json.dumps([STEPS]).replace("Does get_steps.", "Counts."))
     done = run_cli("train", *flags, "--force", check=True)
-    assert "or its tools have changed" in done.stderr
+    assert "again: it, its tools or this program may have changed" in done.stderr
     assert "Counts." in (tmp_path / "run/prompt.json").read_text()
 
 

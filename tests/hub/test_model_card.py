@@ -210,7 +210,7 @@ def test_the_metadata():
     ("trained-on", ["**some of which it was trained on: this flatters it.**"]),
     ("trained-on-file", ["**some of which it was trained on: this flatters it.**", "(rows of the training data)"]),
     ("trained-on-split-anew", ["**some of which it was trained on: this flatters it.**"]),
-    ("constrained", ["on TPU v5 lite, held to valid calls of the declared functions", "constrained: true"]),
+    ("constrained", ["on TPU v5 lite, and was held to valid calls of the declared functions", "constrained: true"]),
     ("random-split", ["though near-duplicates of them may be among its training rows", "held out (drawn at random)"]),
     ("no-mistake", ["None was seen in 126 questions, which a rate of up to 3.0% would make no surprise."]),
 ])  # fmt: skip
