@@ -158,7 +158,14 @@ def test_the_newest_evaluation_of_rows_it_was_not_trained_on(run):
 
     opened = runs.open_run(str(run))
     assert selection.newest_results(opened)["finished"] == results["finished"]
-    evaluation("other-all", "2999-01-01T00:00:00+00:00", name="other.jsonl", split="all", sha256="0" * 64)
+    evaluation(
+        "other-all",
+        "2999-01-01T00:00:00+00:00",
+        name="other.jsonl",
+        split="all",
+        sha256="0" * 64,
+        source_sha256="0" * 64,
+    )
     assert selection.newest_results(opened)["data"]["name"] == "other.jsonl"
     evaluation("train", "3000-01-01T00:00:00+00:00", split="train")
     source = opened.record["data"]["source"]["sha256"]

@@ -86,7 +86,10 @@ def _asked(results: dict[str, Any]) -> str:
     settings = results["settings"]
     known = {"exact": "letter by letter", "normalised": "without regard to case and white space"}
     strings = known.get(settings["strings"], "as the Berkeley leaderboard does")
-    held = ", and was held to valid calls of the declared functions, which the code above does not do" * _is_constrained(results)
+    held = (
+        ", and was held to valid calls of the declared functions, which the code above does not do"
+        * _is_constrained(results)
+    )
     return (
         f"It answered greedily with at most {settings['max_new_tokens']} tokens, in {settings['dtype']} on "
         f"{settings['device']}{held}. An answer is exact if the function and every argument are right; strings are "
