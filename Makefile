@@ -21,7 +21,7 @@ demo: $(INSTALLED)
 # Several tests at a time; `make test WORKERS=0` for one after the other. The largest need 5 GB each.
 WORKERS ?= 2
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --durations 20 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --durations 40 $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -29,10 +29,18 @@ if WORKERS > 1:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Fixtures that take many seconds, up to minutes: the tests that share one share a process.
+COSTLY = ("xla", "taught", "found", "finished_run", "world")
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
     """Side by side, the longest come first, or one of them would be waited for at the end."""
     if WORKERS > 1:
         items.sort(key=lambda item: item.get_closest_marker("real") is None)
+        for item in items:
+            if shared := [name for name in COSTLY if name in item.fixturenames]:
+                item.add_marker(pytest.mark.xdist_group(shared[0]))
 
 
 def tiny_gemma(*, vocab_size: int = 320, window: int = 512, layers: int = 3, seed: int = 0, **overrides):
