@@ -48,7 +48,7 @@ def make_data(config):
         row.input_ids[: len(HEAD)] = HEAD
     variation = None
     if config.tool_dropout:
-        calls = [frozenset("abc"[i % 3]) for i in range(22)]
+        calls = [(frozenset("abc"[i % 3]),) for i in range(22)]
         refusal = np.array([11, 12], np.int32)
         variation = Variation(config.seed, config.shuffle_tools, config.tool_dropout, tuple("abc"), calls, refusal)
     return TrainingData(rows[:22], rows[22:], HEAD, variation=variation)
@@ -57,14 +57,7 @@ def make_data(config):
 def make_trainer(chosen, start=None):
     config = Config(**{**COMMON, **chosen})
     model = tiny_gemma(layers=2).to(torch.bfloat16 if config.dtype == "bf16" else torch.float32)
-    adapter.attach(
-        model,
-        rank=config.lora_r,
-        alpha=config.lora_alpha,
-        dropout=config.lora_dropout,
-        target_modules=list(config.target_modules),
-        seed=config.seed,
-    )
+    adapter.attach_configured(model, config)
     return Trainer(model, config, make_data(config), make_backend("cpu"), start)
 
 

@@ -54,14 +54,7 @@ def make_trainer(
     config = Config(**{**BASE, "gradient_accumulation_steps": 1, **sizes, **settings})
     head, made = make_rows(np.random.default_rng(7), prefix, rows=rows + held_out)
     model = model or tiny_gemma()
-    adapter.attach(
-        model,
-        rank=config.lora_r,
-        alpha=config.lora_alpha,
-        dropout=config.lora_dropout,
-        target_modules=list(config.target_modules),
-        seed=config.seed,
-    )
+    adapter.attach_configured(model, config)
     return Trainer(model, config, TrainingData(made[:rows], made[rows:], head), backend, start)
 
 

@@ -21,14 +21,7 @@ BASE = {"dtype": "fp32", "lora_r": 4, "lora_alpha": 8, "lora_dropout": 0.0, "num
 def make_trainer(model, rows=20, seed=7, test=0, **settings):
     config = Config(**{**BASE, "learning_rate": 1e-2, **settings})
     head, made = make_rows(np.random.default_rng(seed), 12, rows=rows + test)
-    adapter.attach(
-        model,
-        rank=config.lora_r,
-        alpha=config.lora_alpha,
-        dropout=config.lora_dropout,
-        target_modules=list(config.target_modules),
-        seed=config.seed,
-    )
+    adapter.attach_configured(model, config)
     return Trainer(model, config, TrainingData(made[:rows], made[rows:], head), make_backend("cpu"))
 
 
