@@ -6,6 +6,7 @@ python -m tests.hostile.fuzz_target parser -runs=20000      # or rows; further o
 from __future__ import annotations
 
 import json
+import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -21,6 +22,7 @@ with atheris.instrument_imports(include=["fitcoach_tune"]):
 from tests.dataset.rows import STEPS, WORKOUT
 
 TOOLS = [STEPS, WORKOUT]
+MEMORY = 4 << 30  # bytes; what wants more fails with a MemoryError, which the fuzzer takes for a crash
 # Bytes that stand for pieces of which the fuzzer would otherwise have to guess every letter.
 PIECES = [*CONTROL_TOKENS, "call:", "get_steps", "log_workout", "<escape>", "true", "None", "\ud800", "\0"]
 
@@ -76,6 +78,8 @@ def seeds(target: str) -> list[bytes]:
 
 def main() -> None:
     target, *options = sys.argv[1:]
+    # Not libFuzzer's -rss_limit_mb: the peak that it asks for is at first that of the process that started this one.
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     with tempfile.TemporaryDirectory() as scratch:
         corpus = Path(scratch, "corpus")
         corpus.mkdir()
