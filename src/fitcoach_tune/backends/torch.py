@@ -7,7 +7,6 @@ import ctypes
 import gc
 import os
 import platform
-import resource
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -18,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fitcoach_tune.backends.base import derive_seed
+from fitcoach_tune.backends.base import derive_seed, process_peak_memory
 from fitcoach_tune.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -193,8 +192,7 @@ class TorchBackend:
     def peak_memory(self) -> int:
         if self.name == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else peak * 1024
+        return process_peak_memory()
 
     def release(self) -> None:
         gc.collect()

@@ -11,8 +11,6 @@ import contextlib
 import gc
 import os
 import platform
-import resource
-import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -23,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fitcoach_tune import files
-from fitcoach_tune.backends.base import derive_seed, partition
+from fitcoach_tune.backends.base import derive_seed, partition, process_peak_memory
 from fitcoach_tune.errors import ConfigError, DeviceError
 
 if TYPE_CHECKING:
@@ -266,7 +264,7 @@ class XlaBackend:
         with contextlib.suppress(RuntimeError):  # the CPU's runtime does not count, nor do all others
             info = xla_model.get_memory_info(self.device)
             return int(info.get("peak_bytes_used") or info["bytes_used"])
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return process_peak_memory()
 
     def release(self) -> None:
         gc.collect()

@@ -24,9 +24,9 @@ from fitcoach_tune.logbook.values import COPIED, DRAW, Pattern, lines, patterns,
 REFUSAL = "I have no function for that."
 """What the assistant says where no tool serves."""
 
-ROWS_PER_TOOL = 210
-TWO_CALLS = 102
-NO_CALL = 140
+ROWS_PER_TOOL = 600
+TWO_CALLS = 300
+NO_CALL = 400
 
 _TRIES = 200
 _TWICE = ("log_workout", "set_alarm", "log_meal", "set_reminder")  # what one may want done twice in one breath
