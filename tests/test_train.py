@@ -128,6 +128,17 @@ def test_a_folder_without_a_name_of_its_own_does_not_step_aside(train, tmp_path)
     assert "--output-dir ." in done.stderr
 
 
+def test_a_name_misspelt_is_no_reason_to_train_on_other_rows(run_cli, tiny_base, tmp_path):
+    """A preset names rows, too; they would be prepared and trained on in place of those that were meant."""
+    done = run_cli(
+        "train", "--config", "offline", "--model", tiny_base, "--data", "sett", "--output-dir", "run", *QUICK
+    )
+    assert done.returncode == 2
+    assert "--data sett: there is no prepared set" in done.stderr
+    assert "fitcoach-tune prepare --output-dir sett" in done.stderr
+    assert [item.name for item in tmp_path.iterdir()] == []
+
+
 def test_a_log_in_the_run_is_not_a_part_of_it(train, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/metrics.jsonl").touch()  # as a run that did not come far has left it

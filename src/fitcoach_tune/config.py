@@ -72,7 +72,7 @@ class Config(BaseModel):
         None, description="Tools for rows without their own: a JSON file, module:object or a builtin:NAME."
     )
     data: str | None = Field(
-        None, description="Prepared set, made if it is not there; by default one under output/prepared."
+        None, description="Prepared set; made of --dataset if it is not there. Default: one under output/prepared."
     )
     max_length: int = Field(512, ge=8, description="Longest row, in tokens.")
     excess_length: Literal["error", "drop", "truncate"] = Field("error", description="What to do with longer rows.")

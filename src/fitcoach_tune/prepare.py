@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -119,17 +120,24 @@ def rows_have_changed(prepared: PreparedSet) -> bool:
 
 
 def check_asked(config: Config, given: Mapping[str, Any]) -> None:
-    """Refuse settings of the data that somebody asks for, where the named set was made with others.
+    """Refuse settings of the data that somebody asks for, where the named set was made with others; and a set that is
+    not there, unless it is said what to make it of: what a preset says would be trained on in place of a name misspelt.
 
     Args:
         given: what was asked for by setting name; None if nothing was.
 
     Raises:
-        ConfigError: says which differ.
+        ConfigError: says which differ, or that there is no such set.
         MismatchError: the set is damaged.
     """
     path = prepared_path(config)
-    if config.data is None or not (path / MANIFEST).is_file():
+    if config.data is None:
+        return
+    if not (path / MANIFEST).is_file():
+        if given.get("data") and not given.get("dataset"):
+            make = f"fitcoach-tune prepare --output-dir {shlex.quote(str(path))}"
+            hint = f"make it with `{make}`, or give --dataset, too"
+            raise ConfigError("there is no prepared set", where=f"--data {path}", hint=hint)
         return
     made = open_set(path).manifest["settings"]
     asked = [name for name in DATA_SETTINGS if given.get(name) is not None and made[name] != getattr(config, name)]
