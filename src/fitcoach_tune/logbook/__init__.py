@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-DATASET_VERSION = "1.0.0"
+DATASET_VERSION = "1.1.0"
 """Version of `tools.json` and `queries.jsonl` together. Any change to a row, a label or a tool raises it."""
 
 _HERE = Path(__file__).resolve().parent
