@@ -40,6 +40,11 @@ RUNS = {
 }
 
 
+def tiny(**overrides: Any) -> Any:
+    """A layer of each kind of attention: what XLA compiles for minutes grows with the layers."""
+    return tiny_gemma(layers=2, **overrides)
+
+
 def make_trainer(
     backend: Any,
     settings: dict,
@@ -53,7 +58,7 @@ def make_trainer(
     sizes = {"per_device_train_batch_size": MICRO // devices, "per_device_eval_batch_size": MICRO // devices}
     config = Config(**{**BASE, "gradient_accumulation_steps": 1, **sizes, **settings})
     head, made = make_rows(np.random.default_rng(7), prefix, rows=rows + held_out)
-    model = model or tiny_gemma()
+    model = model or tiny()
     adapter.attach_configured(model, config)
     return Trainer(model, config, TrainingData(made[:rows], made[rows:], head), backend, start)
 
@@ -102,12 +107,12 @@ def transfers(backend: Any) -> int:
 
 def long_prefix(backend: Any) -> tuple[dict, dict]:
     """A prefix and rows that reach past the sliding window."""
-    return a_run(backend, {"num_train_epochs": 1}, prefix=40, model=tiny_gemma(window=16))
+    return a_run(backend, {"num_train_epochs": 1}, prefix=40, model=tiny(window=16))
 
 
 def bf16(backend: Any) -> tuple[dict, dict]:
     """A bfloat16 base, its buffers too; what is compared is the number of graphs."""
-    return a_run(backend, {"num_train_epochs": 1}, model=tiny_gemma().to(torch.bfloat16))
+    return a_run(backend, {"num_train_epochs": 1}, model=tiny().to(torch.bfloat16))
 
 
 def dropout(backend: Any) -> tuple[dict, dict]:
@@ -232,9 +237,9 @@ def with_snapshot(trainer: Trainer) -> tuple[list[dict], list[int], Any]:
 def resumed(backend: Any) -> tuple[dict, dict]:
     """Straight to the end, and from the middle of an epoch on; and a run that a plain CPU began, to its end."""
     settings = {**RESUMED, "optim": "adafactor", "lora_dropout": 0.4, "gradient_accumulation_steps": 2}
-    straight = make_trainer(backend, settings, model=tiny_gemma(layers=2))
+    straight = make_trainer(backend, settings, model=tiny())
     metrics, compiled, middle = with_snapshot(straight)
-    second = make_trainer(backend, settings, model=tiny_gemma(layers=2), start=middle)
+    second = make_trainer(backend, settings, model=tiny(), start=middle)
     again, again_compiled, _ = with_snapshot(second)
     first, other = (trainer.snapshot() for trainer in (straight, second))
     tensors, others = ({**end.lora, **end.optimizer} for end in (first, other))
