@@ -225,6 +225,10 @@ def test_yaml_numbers_that_are_none(write, text) -> None:
     assert "finite" in refused(write(text)).details[0]
 
 
+def test_a_number_that_python_does_not_write(write) -> None:
+    assert "thousands of digits" in refused(write(f"seed: 0x{'f' * 4000}")).details[0]
+
+
 def test_frozen() -> None:
     config = load_config()
     with pytest.raises(ValidationError, match="frozen"):

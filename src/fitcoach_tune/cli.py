@@ -482,6 +482,8 @@ def main() -> None:
     # Where one was closed before we began: what is said there is heard by nobody, and must not land in the other.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout.encoding.lower().replace("-", "") != "utf8":  # a dash in a table is no reason to fail
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()
     except BrokenPipeError:

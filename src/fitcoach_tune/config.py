@@ -272,7 +272,11 @@ def _explain(item: dict, given: dict[str, Any], source: str | None) -> str:
         nearest = difflib.get_close_matches(name, Config.model_fields, 1, cutoff=0.5)
         return f"{place}: no such setting" + (f"; did you mean {nearest[0]}?" if nearest else "")
     message = item["msg"].removeprefix("Value error, ")
-    return f"{place}: {message[0].lower()}{message[1:]}, not {shorten(repr(item['input']))}"
+    try:
+        shown = shorten(repr(item["input"]))
+    except ValueError:  # a whole number of more digits than Python writes
+        shown = "a number of thousands of digits"
+    return f"{place}: {message[0].lower()}{message[1:]}, not {shown}"
 
 
 def to_yaml(config: Config) -> str:

@@ -80,7 +80,8 @@ def infer(options: Options, config: Config, ui: Console = SILENT) -> None:
     """
     _check(options, ui)
     is_one = options.query is not None and not options.chat
-    is_chat = options.chat or (options.lines is None and sys.stdin is not None and sys.stdin.isatty())
+    has_input = is_one or options.lines is not None
+    is_chat = options.chat or (not has_input and sys.stdin is not None and sys.stdin.isatty())
     with contextlib.ExitStack() as stack:
         source = None if is_one or is_chat else stack.enter_context(_opened(options.lines or STDIN))
         out = stack.enter_context(stdout_for_data())

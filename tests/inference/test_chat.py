@@ -176,6 +176,25 @@ def test_a_conversation_at_a_terminal(terminal, taught, tmp_path):  # noqa: F811
     assert "left while still running: get_heart_rate" in last
 
 
+def test_a_question_at_a_terminal_is_answered_and_that_is_all(terminal, taught):  # noqa: F811
+    child = terminal(
+        "-m", "fitcoach_tune", "infer", "How many steps?", "--adapter", taught, "--device", "cpu",
+        "--max-new-tokens", "24",
+    )  # fmt: skip
+    code, printed = child.end()
+    assert code == 0, printed
+    assert "get_steps" in printed
+    assert READY not in printed
+
+
+def test_what_a_published_description_holds_is_no_command_to_the_terminal(capsys):
+    spoken = tool("beep")
+    spoken["function"]["description"] = "a\x1b]0;title\x07b"
+    Chat(None, [spoken], print, SILENT)._command("/tools")
+    assert "\x1b" not in (said := capsys.readouterr().err)
+    assert "beep" in said
+
+
 def test_a_conversation_from_a_pipe(taught, tmp_path):  # noqa: F811
     """Only answers come out, and what was not UTF-8 is an error among them."""
     lines = [*QUESTIONS, "/help", "", "caf\udce9", "/tolls", "How many steps? 🐢", "/quit", "How many steps?"]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from types import ModuleType
 
-from fitcoach_tune.console import Console
+from fitcoach_tune.console import Console, printable
 from fitcoach_tune.errors import ConfigError
 from fitcoach_tune.inference.dialogue import Dialogue, Reply
 from fitcoach_tune.inference.prompting import PromptTooLong
@@ -110,7 +110,7 @@ class Chat:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    print(printable(text), file=sys.stderr)
 
 
 def _prepare_input() -> ModuleType | None:
