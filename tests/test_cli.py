@@ -108,6 +108,12 @@ def test_quiet_json_prints_json_alone(tiny_base, rows_file, run_cli):
     assert done.stderr == ""
 
 
+def test_what_stdout_cannot_write_is_escaped(tiny_base, rows_file, run_cli):
+    command = ["prepare", "--model", tiny_base, "--dataset", rows_file, "--output-dir", "日本", "--quiet"]
+    done = run_cli(*command, check=True, PYTHONIOENCODING="latin-1")
+    assert done.stdout == "\\u65e5\\u672c\n"
+
+
 def test_a_closed_stderr_is_no_crash_and_nothing_lands_in_the_data(tiny_base, rows_file, tmp_path):
     command = [sys.executable, "-m", "fitcoach_tune", "prepare", "--model", tiny_base, "--dataset", rows_file, "--json"]
     quoted = " ".join(f"'{part}'" for part in map(str, command))

@@ -5,6 +5,7 @@ Every setting's flag, help and default come from `config.Config`. Nothing heavy 
 
 from __future__ import annotations
 
+import codecs
 import functools
 import inspect
 import json
@@ -482,7 +483,7 @@ def main() -> None:
     # Where one was closed before we began: what is said there is heard by nobody, and must not land in the other.
     sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115
     sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    if sys.stdout.encoding.lower().replace("-", "") != "utf8":  # a dash in a table is no reason to fail
+    if codecs.lookup(sys.stdout.encoding).name != "utf-8":  # a dash in a table is no reason to fail
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         app()

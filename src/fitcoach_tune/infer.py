@@ -79,20 +79,20 @@ def infer(options: Options, config: Config, ui: Console = SILENT) -> None:
         AccessError, DeviceError, MismatchError: see `loading`.
     """
     _check(options, ui)
-    is_one = options.query is not None and not options.chat
-    has_input = is_one or options.lines is not None
-    is_chat = options.chat or (not has_input and sys.stdin is not None and sys.stdin.isatty())
+    query, lines = options.query, options.lines
+    is_at_terminal = sys.stdin is not None and sys.stdin.isatty()
+    is_chat = options.chat or (query is None and lines is None and is_at_terminal)
     with contextlib.ExitStack() as stack:
-        source = None if is_one or is_chat else stack.enter_context(_opened(options.lines or STDIN))
+        source = None if is_chat or query is not None else stack.enter_context(_opened(lines or STDIN))
         out = stack.enter_context(stdout_for_data())
         session = _Session(options, config, ui, out)
         stack.enter_context(session.no_functions_left())
         if source:
-            session.lines(source, options.lines or STDIN)
+            session.lines(source, lines or STDIN)
         elif is_chat:
-            session.chat(options.query)
+            session.chat(query)
         else:
-            session.answer(options.query or "")
+            session.answer(query or "")
 
 
 def _check(options: Options, ui: Console) -> None:
